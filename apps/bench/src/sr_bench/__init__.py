@@ -1,0 +1,1 @@
+"""Measurements that can be trusted: quality of restored photographs."""

@@ -1,0 +1,1 @@
+"""Distillation objectives (RSD, ...) and the trainer for one-step super-resolution."""

@@ -1,0 +1,132 @@
+"""Divergences between a fake model and the teacher, and the objectives that estimate them.
+
+f_teacher is f*(x_t, y_0, t), f_fake is f_phi(x_t, y_0, t), x_0_hat is the student's output, of which x_t is a
+noisy version: pixels or latents (B, ...), floating. Objectives return one value per sample, in the arrays'
+dtype (pass float32 where half precision is too coarse to sum in), unweighted: multiply by w_t if wanted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from resshift_core._arrays import Array, Reduction, Time, coefficient, namespace_of, per_sample
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from resshift_core.schedule import ResShiftSchedule
+
+
+def kl_weights(schedule: ResShiftSchedule) -> NDArray[np.float64]:
+    """Return w_t = alpha_t / (2 kappa^2 eta_t eta_{t-1}), which makes a squared error of x_0 a KL divergence.
+
+    Args:
+        schedule: etas and kappa.
+
+    Returns:
+        float64 (T+1,) indexed by t. Entries 0 and 1 are inf: at t=1 the posterior is a point, so the sum of
+        RSD Eq. 18 starts at t=2. Published training uses w_t = 1.
+
+    Source: RSD Eq. 27
+    """
+    weights = np.full_like(schedule.etas, np.inf)
+    previous, etas = schedule.etas[1:-1], schedule.etas[2:]
+    weights[2:] = schedule.alphas[2:] / (2 * schedule.kappa**2 * etas * previous)
+    return weights
+
+
+def path_kl(schedule: ResShiftSchedule, f_fake: Array, f_teacher: Array, t: Time) -> Array:
+    """Return one term of the path KL, D_KL(p(x_{t-1} | x_t) || p*(x_{t-1} | x_t)) = w_t ||f_phi - f*||^2.
+
+    Args:
+        schedule: etas and kappa.
+        f_fake: (B, ...) the fake model's prediction of x_0.
+        f_teacher: (B, ...) the teacher's prediction of x_0.
+        t: 2..T, an int or an integer array (B,); the term is infinite at t=1.
+
+    Returns:
+        (B,), summed over all dimensions but the batch.
+
+    Raises:
+        ValueError: when t is out of 2..T (checked on the host only), or shapes or dtypes do not fit.
+
+    Source: RSD Eq. 18
+    """
+    xp = namespace_of(f_fake=f_fake, f_teacher=f_teacher)
+    squared = per_sample(xp, (f_fake - f_teacher) ** 2, "sum")
+    return coefficient(kl_weights(schedule), t, squared, squared.dtype, first=2) * squared
+
+
+def rsd_objective(f_teacher: Array, f_fake: Array, x_0_hat: Array, *, reduction: Reduction = "mean") -> Array:
+    """Return what the student minimises, -(||f_phi||^2 - ||f*||^2 + 2 <f* - f_phi, x_0_hat>).
+
+    At f_phi = E[x_0_hat | x_t] its expectation is E ||f_phi - f*||^2. One sample can be negative.
+    Let gradients flow through all three arguments; with f_teacher and f_fake detached it is the objective of
+    ResShift-VSD, whose gradient with respect to x_0_hat is -2 (f* - f_phi).
+
+    Args:
+        f_teacher: (B, ...) the teacher's prediction of x_0.
+        f_fake: (B, ...) the fake model's prediction of x_0.
+        x_0_hat: (B, ...) the student's output.
+        reduction: "mean" or "sum" over all dimensions but the batch; the paper's norms are sums.
+
+    Returns:
+        (B,).
+
+    Raises:
+        ValueError: when shapes differ, dtypes are not floating, or reduction is unknown.
+
+    Source: RSD Eq. 7
+    """
+    xp = namespace_of(f_teacher=f_teacher, f_fake=f_fake, x_0_hat=x_0_hat)
+    # The same polynomial, factored: it does not lose small differences of predictions between large squares.
+    terms = (f_teacher - f_fake) * ((f_teacher - x_0_hat) + (f_fake - x_0_hat))
+    return per_sample(xp, terms, reduction)
+
+
+def fake_objective(f_fake: Array, x_0_hat: Array, *, reduction: Reduction = "mean") -> Array:
+    """Return what the fake model minimises, ||f_phi - x_0_hat||^2: -rsd_objective up to terms without phi.
+
+    Args:
+        f_fake: (B, ...) the fake model's prediction of x_0.
+        x_0_hat: (B, ...) the student's output; detach it.
+        reduction: "mean" or "sum" over all dimensions but the batch.
+
+    Returns:
+        (B,).
+
+    Raises:
+        ValueError: when shapes differ, dtypes are not floating, or reduction is unknown.
+
+    Source: RSD Eq. 5
+    """
+    xp = namespace_of(f_fake=f_fake, x_0_hat=x_0_hat)
+    return per_sample(xp, (f_fake - x_0_hat) ** 2, reduction)
+
+
+def distillation_normalizer(z_0_teacher: Array, z_0_student: Array, *, eps: float = 1e-8) -> Array:
+    """Return mean |z_0_teacher - z_0_student| + eps per sample, the divisor of a sample's distillation loss.
+
+    It is a scale, not a part of the objective: the caller detaches the result.
+
+    Args:
+        z_0_teacher: (B, ...) the teacher's prediction of the latent.
+        z_0_student: (B, ...) the student's output.
+        eps: > 0, keeps the divisor above 0; at least the dtype's smallest normal number is taken.
+
+    Returns:
+        (B,), > 0.
+
+    Raises:
+        ValueError: when eps is not above 0, shapes differ or dtypes are not floating.
+
+    Source: RSD Appendix C, after score identity distillation
+    """
+    if not eps > 0:
+        raise ValueError(f"expected eps > 0, got {eps}; the published value is 1e-8")
+    xp = namespace_of(z_0_teacher=z_0_teacher, z_0_student=z_0_student)
+    mean = per_sample(xp, xp.abs(z_0_teacher - z_0_student), "mean")
+    # 1e-8 is 0 in float16.
+    return mean + max(eps, float(xp.finfo(mean.dtype).smallest_normal))

@@ -1,0 +1,245 @@
+"""Where crops come from: every crop is a pure function of (seed, index), so a run resumes at any index."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sr_data.images import image_size, list_images, read_image
+from sr_data.synthetic import generate_image
+
+Pixels = NDArray[np.uint8]
+
+
+@runtime_checkable
+class CropSource(Protocol):
+    """Square crops by number."""
+
+    def crop(self, index: int, size: int) -> Pixels:
+        """Return crop number `index` >= 0 as (size, size, 3) uint8; the same for the same arguments."""
+        ...
+
+
+@runtime_checkable
+class PairSource(Protocol):
+    """Aligned high- and low-resolution crops by number."""
+
+    scale: int
+
+    def pair(self, index: int, hr_size: int) -> tuple[Pixels, Pixels]:
+        """Return pair number `index` as (hr_size, hr_size, 3) and (hr_size / scale, ..., 3) uint8."""
+        ...
+
+
+def _numbers(*key: int) -> np.random.Generator:
+    """Return the numpy generator that belongs to a key of integers >= 0."""
+    if min(key) < 0:
+        raise ValueError(f"expected seed and index >= 0, got {key}; count from 0")
+    return np.random.default_rng(np.random.SeedSequence(key))
+
+
+def _cut(image: Pixels, top: int, left: int, size: int, flip: bool) -> Pixels:
+    """Return a square part of a picture, mirrored or not."""
+    part = image[top : top + size, left : left + size]
+    return np.ascontiguousarray(part[:, ::-1] if flip else part)
+
+
+class GeneratedImages:
+    """Crops of generated pictures (`sr_data.synthetic`); nothing is downloaded.
+
+    Consecutive indexes come from `pool` different pictures. Index i belongs to slot s = i % pool in round
+    k = i // pool; a slot shows one picture for c = `crops_per_image` rounds, and the slots change at
+    different rounds, which spreads the cost of generating: picture = s + pool * ((k + s * c // pool) // c).
+
+    Args:
+        seed: family of pictures, >= 0.
+        image_size: side of a generated picture in pixels.
+        crops_per_image: crops taken from one picture.
+        pool: number of pictures in use at a time.
+    """
+
+    def __init__(self, seed: int, image_size: int = 256, crops_per_image: int = 16, pool: int = 64) -> None:
+        if min(crops_per_image, pool) < 1:
+            raise ValueError(
+                f"expected crops_per_image and pool >= 1, got {crops_per_image} and {pool}; use 1"
+            )
+        self.seed = seed
+        self.image_size = image_size
+        self.crops_per_image = crops_per_image
+        self.pool = pool
+        # Only saves time; what `crop` returns never depends on it.
+        self._current: dict[int, tuple[int, Pixels]] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_current": {}}
+
+    def image_index(self, index: int) -> int:
+        """Return the number of the picture that crop `index` is cut from."""
+        turn, slot = divmod(index, self.pool)
+        return slot + self.pool * ((turn + slot * self.crops_per_image // self.pool) // self.crops_per_image)
+
+    def crop(self, index: int, size: int) -> Pixels:
+        """Return crop number `index` >= 0 as (size, size, 3) uint8."""
+        if size > self.image_size:
+            raise ValueError(
+                f"expected a crop of at most {self.image_size} pixels, got {size}; "
+                f"set image_size to {size} or more"
+            )
+        rng = _numbers(self.seed, 1, index)
+        image = self._image(index)
+        top, left = rng.integers(0, self.image_size - size + 1, 2).tolist()
+        return _cut(image, top, left, size, flip=bool(rng.random() < 0.5))
+
+    def _image(self, index: int) -> Pixels:
+        """Return the picture of crop `index`, generated unless its slot still holds it."""
+        slot, number = index % self.pool, self.image_index(index)
+        held = self._current.get(slot)
+        if held is None or held[0] != number:
+            held = (number, generate_image(self.seed, number, self.image_size))
+            self._current[slot] = held
+        return held[1]
+
+
+class HRFolder:
+    """Crops of the pictures in a folder: shuffled anew every epoch, cut and mirrored at random.
+
+    Args:
+        folder: pictures, also in subfolders.
+        seed: order, positions and mirroring, >= 0.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str], seed: int) -> None:
+        self.paths = list_images(folder)
+        self.seed = seed
+        self._order: tuple[int, NDArray[np.int64]] | None = None
+
+    def validate(self, size: int) -> None:
+        """Check by their headers that all pictures can be opened and are large enough.
+
+        Args:
+            size: side of the crops in pixels.
+
+        Raises:
+            ValueError: names the first file that is no picture or too small.
+        """
+        for path in self.paths:
+            height, width = image_size(path)
+            _check_size(path, height, width, size)
+
+    def crop(self, index: int, size: int) -> Pixels:
+        """Return crop number `index` >= 0 as (size, size, 3) uint8."""
+        rng = _numbers(self.seed, 1, index)
+        path = self.paths[self._position(index)]
+        image = read_image(path)
+        height, width = image.shape[:2]
+        _check_size(path, height, width, size)
+        top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
+        return _cut(image, top, left, size, flip=bool(rng.random() < 0.5))
+
+    def _position(self, index: int) -> int:
+        """Return which file crop `index` is cut from."""
+        epoch, place = divmod(index, len(self.paths))
+        if self._order is None or self._order[0] != epoch:
+            self._order = (epoch, _numbers(self.seed, 0, epoch).permutation(len(self.paths)))
+        return int(self._order[1][place])
+
+
+def _check_size(path: Path, height: int, width: int, size: int) -> None:
+    """Raise a ValueError where a picture is smaller than the crop."""
+    if min(height, width) < size:
+        raise ValueError(
+            f"expected images of at least {size}x{size} pixels, got {path}: {width}x{height}; "
+            "remove it, enlarge it, or use a smaller crop"
+        )
+
+
+class PairedFolder:
+    """Aligned crops of two folders whose files have the same names.
+
+    Args:
+        hr_folder: high-resolution pictures.
+        lr_folder: the same pictures, exactly `scale` times smaller.
+        scale: enlargement.
+        seed: order, positions and mirroring, >= 0.
+
+    Raises:
+        ValueError: names that have no partner, or sizes that do not fit.
+    """
+
+    def __init__(
+        self, hr_folder: str | os.PathLike[str], lr_folder: str | os.PathLike[str], scale: int, seed: int
+    ) -> None:
+        self.scale = scale
+        self._hr = HRFolder(hr_folder, seed)
+        hr = _by_name(self._hr.paths, Path(hr_folder))
+        lr = _by_name(list_images(lr_folder), Path(lr_folder))
+        if missing := sorted(hr.keys() ^ lr.keys()):
+            shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+            raise ValueError(
+                f"expected the same names in {hr_folder} and {lr_folder}, got {shown} in only one of them; "
+                "rename or remove these files"
+            )
+        self._lr = {hr[name]: lr[name] for name in hr}
+
+    def validate(self, hr_size: int) -> None:
+        """Check by their headers that all pairs fit each other and the crop.
+
+        Args:
+            hr_size: side of the high-resolution crops in pixels.
+
+        Raises:
+            ValueError: names the first pair that does not fit.
+        """
+        for path in self._hr.paths:
+            hr, lr = image_size(path), image_size(self._lr[path])
+            self._check_pair(path, hr, lr)
+            _check_size(path, *hr, hr_size)
+
+    def _check_pair(self, path: Path, hr: tuple[int, int], lr: tuple[int, int]) -> None:
+        """Raise a ValueError where the sizes (height, width) are not exactly `scale` apart."""
+        if hr != (lr[0] * self.scale, lr[1] * self.scale):
+            fitting = f"{lr[1] * self.scale}x{lr[0] * self.scale}"
+            raise ValueError(
+                f"expected {path} to be exactly {self.scale} times {self._lr[path]}, got {hr[1]}x{hr[0]} and "
+                f"{lr[1]}x{lr[0]}; crop the larger one to {fitting} or set another scale"
+            )
+
+    def pair(self, index: int, hr_size: int) -> tuple[Pixels, Pixels]:
+        """Return aligned crops number `index` >= 0: (hr_size, hr_size, 3) and hr_size / scale, uint8."""
+        lr_size = low_resolution_size(hr_size, self.scale)
+        rng = _numbers(self._hr.seed, 1, index)
+        path = self._hr.paths[self._hr._position(index)]
+        hr, lr = read_image(path), read_image(self._lr[path])
+        self._check_pair(path, (hr.shape[0], hr.shape[1]), (lr.shape[0], lr.shape[1]))
+        _check_size(path, hr.shape[0], hr.shape[1], hr_size)
+        # Positions in the low-resolution grid keep the two crops aligned.
+        top, left = (int(rng.integers(edge - lr_size + 1)) for edge in lr.shape[:2])
+        flip = bool(rng.random() < 0.5)
+        scale = self.scale
+        return _cut(hr, top * scale, left * scale, hr_size, flip), _cut(lr, top, left, lr_size, flip)
+
+
+def _by_name(paths: list[Path], folder: Path) -> dict[str, Path]:
+    """Return the files by the path in their folder without suffix; a ValueError for doubles."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(
+                f"expected one file per name in {folder}, got {found[name]} and {path}; remove one"
+            )
+        found[name] = path
+    return found
+
+
+def low_resolution_size(hr_size: int, scale: int) -> int:
+    """Return the side of the low-resolution crop; a ValueError unless hr_size is a multiple of the scale."""
+    if scale < 1 or hr_size % scale:
+        raise ValueError(
+            f"expected an HR size divisible by the scale, got {hr_size} and {scale}; choose a multiple"
+        )
+    return hr_size // scale

@@ -1,0 +1,89 @@
+"""Network + schedule -> x_0 prediction: the one place where time index, input scale and LR conditioning meet."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from resshift_core import ResShiftSchedule
+from torch import Tensor
+
+from sr_models.swin_unet import SwinUNet
+
+
+@dataclass(frozen=True)
+class Denoiser:
+    """Predicts the clean latent from a noisy one with the paper's t in 1..T.
+
+    ``f*(z_t, y_0, t)`` of the teacher, ``f_phi`` of the fake model and ``G(z_t, y_0, t, epsilon)`` of the student are
+    all this, with different networks.
+    """
+
+    network: SwinUNet
+    schedule: ResShiftSchedule
+
+    def __call__(self, z_t: Tensor, lr: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Predict z_0.
+
+        Args:
+            z_t: noisy scaled latent, (B, C, H, W).
+            lr: LR image, pixels [-1, 1], (B, 3, h, w).
+            t: the paper's t in 1..T, (B,) int64.
+            noise: N(0, 1), (B, noise_channels, H, W); for students only.
+
+        Returns:
+            Prediction of the clean scaled latent, (B, C, H, W).
+        """
+        prediction: Tensor = self.network(self.schedule.scale_input(z_t, t), self.schedule.time_index(t), lr, noise)
+        return prediction
+
+    def one_step(self, z_y: Tensor, lr: Tensor, noise: Tensor, epsilon: Tensor | None = None) -> Tensor:
+        """Restore in one network evaluation: z_T from the prior around ``z_y``, then the prediction at t = T.
+
+        Args:
+            z_y: scaled latent of the upsampled LR image, (B, C, H, W).
+            lr: LR image, pixels [-1, 1].
+            noise: N(0, 1) of the shape of ``z_y``.
+            epsilon: the student's second noise, (B, noise_channels, H, W); None for a teacher.
+        """
+        z_t = self.schedule.prior(z_y).sample(noise)
+        return self(z_t, lr, self.at(self.schedule.num_steps, z_y), epsilon)
+
+    def sample(self, z_y: Tensor, lr: Tensor, noises: Tensor, *, deterministic: bool = False) -> Tensor:
+        """Run the whole reverse chain t = T..1 and return z_0.
+
+        Args:
+            z_y: scaled latent of the upsampled LR image, (B, C, H, W).
+            lr: LR image, pixels [-1, 1].
+            noises: N(0, 1), (T + 1, B, C, H, W): ``noises[T]`` starts the chain, ``noises[t - 1]`` is added after step t
+                (never at t = 1). The deterministic chain reads only ``noises[T]``.
+            deterministic: SinSR's deterministic step instead of a draw from the posterior.
+
+        Returns:
+            z_0, (B, C, H, W).
+        """
+        return self.trajectory(z_y, lr, noises, deterministic=deterministic)[-1]
+
+    def trajectory(
+        self, z_y: Tensor, lr: Tensor, noises: Tensor, *, deterministic: bool = False
+    ) -> tuple[Tensor, ...]:
+        """Like :meth:`sample`, but return all states z_T, z_{T-1}, ..., z_0."""
+        steps = self.schedule.num_steps
+        if noises.shape[0] != steps + 1:
+            raise ValueError(f"expected T + 1 = {steps + 1} noise fields, got {noises.shape[0]}; draw one for each state")
+        states = [self.schedule.prior(z_y).sample(noises[steps])]
+        for step in range(steps, 0, -1):
+            t = self.at(step, z_y)
+            z_t = states[-1]
+            z_0 = self(z_t, lr, t)
+            if deterministic:
+                states.append(self.schedule.deterministic_step(z_t, z_0, z_y, t))
+            else:
+                # At t = 1 the posterior is the point z_0: its variance is 0 and the noise is not used.
+                states.append(self.schedule.posterior(z_t, z_0, t).sample(noises[step - 1]))
+        return tuple(states)
+
+    @staticmethod
+    def at(t: int, like: Tensor) -> Tensor:
+        """Return the time ``t`` for every sample of ``like``: (B,) int64."""
+        return torch.full((like.shape[0],), t, dtype=torch.int64, device=like.device)

@@ -1,0 +1,32 @@
+"""Layers that the U-Net and the autoencoder share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class GroupNorm32(nn.GroupNorm):
+    """GroupNorm computed in float32 at least, whatever the dtype of its input and of its parameters.
+
+    float16 and bfloat16 lose the mean of large feature maps; the published networks normalise in float32 too.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise ``input`` (B, C, H, W) and return it in its own dtype."""
+        wide = torch.promote_types(input.dtype, torch.float32)
+        weight, bias = self.weight.to(wide), self.bias.to(wide)
+        return F.group_norm(input.to(wide), self.num_groups, weight, bias, self.eps).to(input.dtype)
+
+
+def zero_(module: nn.Module) -> None:
+    """Set every parameter of ``module`` to zero, in place, so that its branch starts silent."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters (buffers not counted)."""
+    return sum(parameter.numel() for parameter in module.parameters())

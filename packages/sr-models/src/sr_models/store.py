@@ -1,0 +1,204 @@
+"""Model folders: ``config.json`` + safetensors, checked by sha256. Never a pickle.
+
+A folder holds a whole model (``unet.safetensors``, ``autoencoder.safetensors``) or an autoencoder alone. The shipped
+small models share one autoencoder: their ``config.json`` names the neighbouring folder under ``autoencoder_from``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sr_models.autoencoder import AutoencoderConfig, VQAutoencoder
+from sr_models.model import ModelConfig, SRModel
+from sr_models.swin_unet import SwinUNet
+
+FORMAT = 1
+CONFIG = "config.json"
+UNET = "unet.safetensors"
+AUTOENCODER = "autoencoder.safetensors"
+
+Config = TypeVar("Config", bound=BaseModel)
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def shipped() -> dict[str, Path]:
+    """Names and folders of the small models that come with the package."""
+    root = Path(str(files("sr_models"))) / "weights"
+    return {folder.name: folder for folder in sorted(root.glob("*/")) if (folder / CONFIG).is_file()}
+
+
+def find(name: str | os.PathLike[str]) -> Path:
+    """Folder of a model given by the name of a shipped one or by its path.
+
+    Raises:
+        FileNotFoundError: when it is neither.
+    """
+    known = shipped()
+    if str(name) in known:
+        return known[str(name)]
+    folder = Path(name)
+    if not (folder / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"expected a model folder with a {CONFIG} or one of {', '.join(known) or 'no shipped models'}, got {str(name)!r}"
+        )
+    return folder
+
+
+def save_model(
+    model: SRModel,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    autoencoder_from: str | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a model folder, whole or not at all.
+
+    Args:
+        model: what to write.
+        folder: a folder that does not exist yet.
+        dtype: of the stored tensors.
+        autoencoder_from: name of a neighbouring folder to take the autoencoder from, instead of writing it again.
+        about: provenance to keep in ``config.json`` (command, seed, data, licence, ...).
+    """
+    networks: dict[str, nn.Module] = {UNET: model.unet}
+    if autoencoder_from is None:
+        networks[AUTOENCODER] = model.autoencoder
+    fields = {"kind": model.kind, "model": model.config.model_dump(mode="json"), "autoencoder_from": autoencoder_from}
+    _write(folder, networks, fields, dtype, about)
+
+
+def save_autoencoder(
+    autoencoder: VQAutoencoder, folder: Path, *, dtype: torch.dtype = torch.float32, about: Mapping[str, Any] | None = None
+) -> None:
+    """Write a folder that holds an autoencoder alone; arguments as :func:`save_model`."""
+    fields = {"kind": "autoencoder", "autoencoder": autoencoder.config.model_dump(mode="json")}
+    _write(folder, {AUTOENCODER: autoencoder}, fields, dtype, about)
+
+
+def load_model(name: str | os.PathLike[str]) -> SRModel:
+    """Read a model folder (or a shipped model by name) as float32 on the CPU, in eval mode, frozen.
+
+    Raises:
+        FileNotFoundError: no such model.
+        ValueError: the files are truncated, changed, or of another kind of model.
+    """
+    folder = find(name)
+    content = _read_config(folder)
+    if content["kind"] not in ("teacher", "student"):
+        raise ValueError(f"expected a teacher or student in {folder}, got kind {content['kind']!r}; give another folder")
+    config = _validate(ModelConfig, content["model"], folder)
+    unet = SwinUNet(config.unet)
+    _load_tensors(unet, folder, UNET, content)
+    if content.get("autoencoder_from"):
+        autoencoder = load_autoencoder(folder.parent / content["autoencoder_from"])
+        if autoencoder.config != config.autoencoder:
+            raise ValueError(f"expected the autoencoder of {folder}, got that of another model; restore the folder")
+    else:
+        autoencoder = VQAutoencoder(config.autoencoder)
+        _load_tensors(autoencoder, folder, AUTOENCODER, content)
+    return SRModel(content["kind"], config, _frozen(unet), _frozen(autoencoder))
+
+
+def load_autoencoder(name: str | os.PathLike[str]) -> VQAutoencoder:
+    """Read the autoencoder of an autoencoder folder or of a model folder; raises like :func:`load_model`."""
+    folder = find(name)
+    content = _read_config(folder)
+    if content["kind"] != "autoencoder":
+        return load_model(folder).autoencoder
+    autoencoder = VQAutoencoder(_validate(AutoencoderConfig, content["autoencoder"], folder))
+    _load_tensors(autoencoder, folder, AUTOENCODER, content)
+    return _frozen(autoencoder)
+
+
+def read_about(name: str | os.PathLike[str]) -> dict[str, Any]:
+    """Provenance and sha256 that a model folder carries."""
+    content = _read_config(find(name))
+    return {"kind": content["kind"], "sha256": content["sha256"], **content.get("about", {})}
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(
+    folder: Path,
+    networks: Mapping[str, nn.Module],
+    fields: Mapping[str, Any],
+    dtype: torch.dtype,
+    about: Mapping[str, Any] | None,
+) -> None:
+    if folder.exists():
+        raise FileExistsError(f"expected a new folder, got {folder}, which exists; choose another name")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".tmp", dir=folder.parent))
+    try:
+        partial.chmod(0o755)
+        hashes = {}
+        for name, network in networks.items():
+            tensors = {key: value.detach().cpu().to(dtype).contiguous() for key, value in network.state_dict().items()}
+            save_file(tensors, partial / name)
+            hashes[name] = sha256(partial / name)
+        content = {"format": FORMAT, **fields, "sha256": hashes, "about": dict(about or {})}
+        (partial / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    try:
+        content = json.loads(path.read_text())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"expected JSON in {path}, got something else ({error}); restore the folder") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not {"kind", "sha256"} <= set(content):
+        raise ValueError(f"expected a model folder of format {FORMAT}, got another {CONFIG} in {folder}; give a model folder")
+    return content
+
+
+def _validate(kind: type[Config], fields: Any, folder: Path) -> Config:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"expected a valid {folder / CONFIG}, got a wrong {place}: {first['msg']}") from error
+
+
+def _load_tensors(network: nn.Module, folder: Path, name: str, content: Mapping[str, Any]) -> None:
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(f"expected weights at {path}, got no such file; restore the folder")
+    if sha256(path) != content["sha256"].get(name):
+        raise ValueError(f"expected {path} with the sha256 in {CONFIG}, got other bytes (truncated or changed); restore the file")
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"expected safetensors in {path}, got something else ({error}); restore the file") from error
+    own = network.state_dict()
+    wrong = sorted(set(own) ^ set(tensors)) + [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
+    if wrong:
+        raise ValueError(f"expected the tensors that {CONFIG} describes in {path}, got another model's; wrong: {', '.join(wrong[:5])}")
+    network.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()})
+
+
+def _frozen(network: Network) -> Network:
+    return network.requires_grad_(False).eval()
