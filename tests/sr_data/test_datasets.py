@@ -131,6 +131,8 @@ def test_crops_of_one_picture_differ_in_place_and_mirroring(monkeypatch: pytest.
     crops = [source.crop(index, 16) for index in range(200)]
     mirrored = [int(crop[0, 0, 2]) > int(crop[0, 1, 2]) for crop in crops]
     assert 60 < sum(mirrored) < 140
+    places = [tuple(crop.min(axis=(0, 1)).tolist()) for crop in crops]
+    assert sum(first == second for first, second in itertools.pairwise(places)) < 10
     assert {int(crop[0, 0, 1]) for crop in crops} == set(range(17))
     assert {int(crop[..., 2].min()) for crop in crops} == set(range(17))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -258,6 +259,17 @@ def test_jpeg_loses_as_much_as_a_real_codec(quality: int) -> None:
     assert our_loss == pytest.approx(codec_loss, rel=0.15)
 
 
+def test_jpeg_constants_made_in_inference_mode_can_be_used_elsewhere() -> None:
+    # sr_data.degradation.jpeg is the function that the package exports; the module is found by its full name.
+    module = sys.modules["sr_data.degradation.jpeg"]
+    module._constant.cache_clear()
+    module._block_transform.cache_clear()
+    image = smooth_images(1, 16, 16)
+    with torch.inference_mode():
+        jpeg(image, 50.0)
+    assert jpeg(image.requires_grad_(), 50.0).requires_grad
+
+
 def test_jpeg_refuses_bad_input() -> None:
     image = torch.rand(2, 3, 16, 16)
     for quality in (0.0, 101.0, float("nan"), torch.tensor([50.0, 50.0, 50.0])):
@@ -279,6 +291,8 @@ def test_gaussian_noise_has_its_strength_sample_by_sample() -> None:
     for index, expected in enumerate((5.0, 20.0, 20.0)):
         assert float(noise[index, 0].std()) == pytest.approx(expected, rel=0.03)
         assert abs(float(noise[index, 0].mean())) < expected * 0.04
+    field = torch.randn(3, 3, 96, 96, generator=generator())
+    torch.testing.assert_close(noise[0], 5.0 * field[0], rtol=0, atol=1e-4)
     correlation = torch.corrcoef(noise[1].flatten(1))
     assert abs(float(correlation[0, 1])) < 0.05
     assert bool((noise[2] == noise[2, :1]).all())

@@ -80,8 +80,8 @@ def test_grey_palette_alpha_and_16_bit_become_8_bit_rgb(tmp_path: Path) -> None:
     Image.fromarray(rgba).save(tmp_path / "rgba.png")
     assert read_image(tmp_path / "rgba.png")[0].tolist() == [[10, 20, 30], [255, 255, 255]]
 
-    Image.fromarray(np.array([[0, 257, 32768, 65535]], np.uint16)).save(tmp_path / "deep.png")
-    assert read_image(tmp_path / "deep.png")[0, :, 1].tolist() == [0, 1, 128, 255]
+    Image.fromarray(np.array([[0, 257, 60000, 65535]], np.uint16)).save(tmp_path / "deep.png")
+    assert read_image(tmp_path / "deep.png")[0, :, 1].tolist() == [0, 1, 233, 255]
 
 
 def test_unreadable_files_are_explained_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,7 @@ def _from_host(xp: Any, values: NDArray[np.float64], dtype: Any, device: Any) ->
     """Copy a few float64 values to a device, rounding once, on the host."""
     # A list instead of the array: every library takes it without a warning about read-only memory.
     if array_api_compat.is_torch_namespace(xp):
-        # torch's ordinary copy waits for all work queued on the device; this one does not.
-        return xp.asarray(values.tolist(), dtype=dtype).to(device, non_blocking=True)
+        # torch's ordinary copy waits for all work queued on the device. CUDA has taken the values when the
+        # call returns, so that not waiting is safe there; other devices do not promise that.
+        return xp.asarray(values.tolist(), dtype=dtype).to(device, non_blocking=device.type == "cuda")
     return xp.asarray(values.tolist(), dtype=dtype, device=device)

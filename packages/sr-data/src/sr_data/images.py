@@ -219,5 +219,5 @@ def to_uint8(tensor: torch.Tensor) -> Pixels:
             "pass one image of pixels [-1,1]"
         )
     # float32 first: half precision cannot tell 254.5 from 255.
-    levels = tensor.detach().to(torch.float32).add(1.0).mul(127.5).round()
+    levels = tensor.detach().to(torch.float32).add(1.0).mul(127.5).clamp(0.0, 255.0).round()
     return np.ascontiguousarray(levels.to(torch.uint8).cpu().numpy().transpose(1, 2, 0))

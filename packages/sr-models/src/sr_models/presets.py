@@ -39,7 +39,7 @@ def tiny() -> ModelConfig:
         autoencoder=AutoencoderConfig(
             latent_channels=latent_channels,
             z_channels=latent_channels,
-            base_channels=32,
+            base_channels=24,
             channel_multipliers=(1, 2, 2),
             res_blocks=1,
             mid_attention=False,

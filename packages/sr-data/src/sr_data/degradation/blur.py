@@ -102,10 +102,9 @@ def sinc_kernel(size: int, cutoff: Parameter) -> Tensor:
     # Symmetric: one quadrant holds every radius.
     r = torch.hypot(x, y)[centre:, centre:]
     cutoff = _positive("cutoff", cutoff)
-    # J1(z) / z -> 1/2 at z = 0; the centre is the only such point.
+    # The filter is proportional to J1(z) / z, which is 1/2 at z = 0; the centre is the only such point.
     z = (cutoff * r).where(r > 0, 1.0)
-    ratio = (_bessel_j1(z) / z).where(r > 0, 0.5)
-    quadrant = cutoff**2 * ratio / (2.0 * math.pi)
+    quadrant = (_bessel_j1(z) / z).where(r > 0, 0.5)
     return _normalise(quadrant[:, y.abs().long(), x.abs().long()])
 
 

@@ -1,0 +1,41 @@
+"""What ``sr-distill train`` says when a run is over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from distill.config import AnyRun
+from distill.evaluation import METRICS, Evaluation
+from distill.run import train
+from rich.console import Console
+from rich.table import Table
+
+
+def run_and_tell(config: AnyRun, out: Path | None, *, command: str) -> None:
+    """Carry out a run, print its table, where it is and what to do with it."""
+    result = train(config, out=out, command=command)
+    console = Console()
+    console.print(_table(result.before, result.after))
+    summary = result.summary
+    console.print(
+        f"{summary['steps']} updates, {summary['images_seen']} images in {summary['seconds']:.0f} s "
+        f"({summary['updates_per_second']} updates/s, peak memory {summary['peak_memory_mb']:.0f} MB)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    print(f"run: {result.folder}  (open {result.folder / 'report.html'})")
+    if config.task == "rsd":
+        print("restore a photograph with it:")
+        print(f"  uv run sr-distill upscale photo.jpg -o out.png --weights {result.model}")
+    else:
+        print(f"model: {result.model}")
+
+
+def _table(before: Evaluation, after: Evaluation) -> Table:
+    table = Table("validation images", *METRICS)
+    for name, values in before.rows.items():
+        if name not in after.rows or after.rows[name] != values:
+            table.add_row(f"{name} (before)", *(f"{values[metric]:.3f}" for metric in METRICS))
+    for name, values in after.rows.items():
+        table.add_row(name, *(f"{values[metric]:.3f}" for metric in METRICS))
+    return table

@@ -1,0 +1,214 @@
+"""Configuration of a run: presets, YAML files and ``key=value`` overrides become one frozen, checked object.
+
+Unknown keys are refused with the nearest valid name. The resolved configuration is written into every run folder.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from sr_data.degradation import DegradationConfig
+from sr_models.model import ModelConfig
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Where training images come from.
+
+    ``source``: ``generated`` images need no download; ``folder`` takes HR images and degrades them; ``pairs`` takes HR and
+    LR folders with the same names.
+    """
+
+    source: Literal["generated", "folder", "pairs"] = "generated"
+    hr_folder: Path | None = None
+    lr_folder: Path | None = None
+    hr_size: int = Field(default=256, ge=8, description="side of the HR crops in pixels")
+    image_size: int = Field(default=256, ge=8, description="side of a generated image")
+    crops_per_image: int = Field(default=16, ge=1, description="crops cut from one generated image")
+    workers: int = Field(default=1, ge=0, description="processes that prepare batches")
+    degradation: DegradationConfig = DegradationConfig.real_esrgan()
+
+    @model_validator(mode="after")
+    def _folders(self) -> Self:
+        needed = {"generated": (), "folder": ("hr_folder",), "pairs": ("hr_folder", "lr_folder")}[self.source]
+        for name in ("hr_folder", "lr_folder"):
+            if (getattr(self, name) is not None) != (name in needed):
+                verb = "needs" if name in needed else "takes no"
+                raise ValueError(f"source {self.source!r} {verb} data.{name}")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(default=5e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+
+
+class ValidationConfig(Section):
+    """Images that are measured before and after; generated ones unless folders are given."""
+
+    images: int = Field(default=8, ge=1)
+    hr_size: int = Field(default=256, ge=8)
+    seed: int = Field(default=1_000_003, ge=0)
+
+
+class RunConfig(Section):
+    """What every run has."""
+
+    task: str
+    preset: str
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(ge=1, description="updates of the network that the run is for")
+    batch_size: int = Field(default=64, ge=1)
+    log_every: int = Field(default=10, ge=1)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    clip_norm: float | None = Field(default=None, gt=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    validation: ValidationConfig = ValidationConfig()
+
+
+class AutoencoderRun(RunConfig):
+    """Train an autoencoder."""
+
+    task: Literal["autoencoder"] = "autoencoder"
+    model: ModelConfig
+    sigma: float = Field(default=0.1, ge=0, description="width of the latent posterior")
+    l1_weight: float = Field(default=1.0, ge=0)
+    mse_weight: float = Field(default=1.0, ge=0)
+    kl_weight: float = Field(default=1e-4, ge=0)
+
+    @model_validator(mode="after")
+    def _continuous(self) -> Self:
+        if self.model.autoencoder.num_codes is not None:
+            raise ValueError("expected model.autoencoder.num_codes=null: this objective trains continuous latents")
+        return self
+
+
+class TeacherRun(RunConfig):
+    """Train a ResShift teacher in the latent space of an autoencoder."""
+
+    task: Literal["teacher"] = "teacher"
+    model: ModelConfig
+    autoencoder: str = Field(description="shipped name or folder")
+
+
+class RSDRun(RunConfig):
+    """Distil a teacher into a one-step student by RSD."""
+
+    task: Literal["rsd"] = "rsd"
+    teacher: str = Field(description="shipped name or folder")
+    student_timesteps: int = Field(default=4, ge=1, description="N")
+    fake_updates: int = Field(default=5, ge=1, description="K")
+    normalize: bool = Field(default=True, description="divide each sample's loss by its gap to the teacher")
+
+
+AnyRun = AutoencoderRun | TeacherRun | RSDRun
+Run = TypeVar("Run", AutoencoderRun, TeacherRun, RSDRun)
+
+
+def resolve(base: Run, layers: Sequence[Mapping[str, Any]]) -> Run:
+    """Lay overrides over a complete configuration and check the result.
+
+    Args:
+        base: what a preset returned.
+        layers: nested dictionaries, later ones win.
+
+    Raises:
+        ValueError: unknown key (with the nearest valid name) or invalid value.
+    """
+    merged = base.model_dump(mode="python")
+    for layer in layers:
+        merged = _merge(merged, layer)
+    try:
+        return type(base).model_validate(merged)
+    except ValidationError as error:
+        raise ValueError(_explain(error, type(base))) from None
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML configuration file as a nested dictionary."""
+    if not path.is_file():
+        raise FileNotFoundError(f"expected a YAML file, got {path}, which is not a file; check the path")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"expected YAML in {path}, got: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"expected keys and values in {path}, got {type(content).__name__}; write lines such as 'steps: 100'")
+    return content
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """Turn ``a.b=value`` into ``{"a": {"b": value}}``; the value is read as YAML."""
+    key, separator, value = text.partition("=")
+    if not separator or not key:
+        raise ValueError(f"expected key=value, got {text!r}; for example --set optimizer.lr=1e-4")
+    content: Any = _number(yaml.safe_load(value))
+    for part in reversed(key.split(".")):
+        content = {part: content}
+    assert isinstance(content, dict)
+    return content
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The complete configuration as YAML."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads ``1e-4`` as text; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in layer.items():
+        current = merged.get(key)
+        merged[key] = _merge(current, value) if isinstance(current, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    problem = error.errors()[0]
+    place = [str(part) for part in problem["loc"]]
+    name = ".".join(place)
+    if problem["type"] != "extra_forbidden":
+        # pydantic prefixes the messages of our own validators.
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"invalid configuration: {name + ': ' if name else ''}{message}"
+    valid = _keys(kind)
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
+    same_section = [key for key in valid if key.rpartition(".")[0] == name.rpartition(".")[0]]
+    near = difflib.get_close_matches(name, same_section, n=1, cutoff=0.5) or near
+    return f"unknown configuration key {name!r}; did you mean {near[0]!r}?"
+
+
+def _keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    keys = []
+    for name, info in kind.model_fields.items():
+        keys.append(prefix + name)
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            keys.extend(_keys(info.annotation, f"{prefix}{name}."))
+    return keys

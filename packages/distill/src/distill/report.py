@@ -1,0 +1,83 @@
+"""One self-contained page per run: what was trained, curves, pictures, table."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from distill.evaluation import METRICS
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+table { border-collapse: collapse } th, td { padding: .3rem .9rem; border-bottom: 1px solid #ddd; text-align: right }
+th:first-child, td:first-child { text-align: left } img { max-width: 100%; height: auto } pre { background: #f5f5f5; padding: 1rem; overflow: auto }
+code { background: #f5f5f5 } h2 { margin-top: 2rem }
+"""
+
+
+def write_report(folder: Path, summary: Mapping[str, Any], config_yaml: str) -> None:
+    """Write ``report.html`` from what lies in the run folder."""
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    title = f"{summary['task']} {summary['preset']}"
+    facts = ("command", "steps", "images_seen", "seconds", "updates_per_second", "images_per_second", "peak_memory_mb", "data", "machine")
+    lines = [
+        "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
+        f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>",
+        _table(("", "value"), [(name.replace("_", " "), _text(summary[name])) for name in facts]),
+        "<h2>Measured on the validation images</h2>",
+        _metric_table(summary["before"], summary["after"]),
+        "<p>PSNR and SSIM on the Y channel; sharpness is the mean gradient magnitude of Y relative to the HR images' (1 = as sharp).</p>",
+        "<h2>Pictures</h2>",
+        f"<img alt='validation pictures by method' src='data:image/png;base64,{_base64((folder / 'grid.png').read_bytes())}'>",
+        "<h2>Curves</h2>",
+        f"<img alt='training curves' src='data:image/png;base64,{_base64(_curves(records))}'>",
+        f"<h2>Configuration</h2><pre>{html.escape(config_yaml)}</pre></html>",
+    ]
+    (folder / "report.html").write_text("\n".join(lines))
+
+
+def _metric_table(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    rows = [(name, *(f"{values[metric]:.4g}" for metric in METRICS)) for name, values in after.items()]
+    rows += [
+        (f"{name} (before)", *(f"{values[metric]:.4g}" for metric in METRICS))
+        for name, values in before.items()
+        if after.get(name) != values
+    ]
+    return _table(("method", *METRICS), rows)
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    def line(tag: str, cells: tuple[str, ...]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+
+    return "<table>" + line("th", head) + "".join(line("td", row) for row in rows) + "</table>"
+
+
+def _curves(records: list[dict[str, float]]) -> bytes:
+    from matplotlib.figure import Figure
+
+    names = [name for name in records[-1] if name not in ("step", "images", "seconds")] if records else []
+    columns = 3
+    figure = Figure(figsize=(12, 2.6 * max(1, -(-len(names) // columns))), layout="constrained")
+    for index, name in enumerate(names):
+        axes = figure.add_subplot(-(-len(names) // columns), columns, index + 1)
+        axes.plot([record["step"] for record in records], [record[name] for record in records], linewidth=0.9)
+        axes.set_title(name, fontsize=10)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()
+
+
+def _text(value: Any) -> str:
+    return str(value)
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
