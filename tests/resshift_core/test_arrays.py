@@ -32,9 +32,7 @@ FUNCTIONS: dict[str, Function] = {
     "prior sample": lambda a, b, c, t: SCHEDULE.prior(a).sample(b),
     "forward_step sample": lambda a, b, c, t: SCHEDULE.forward_step(a, b, c, t).sample(a),
     "posterior sample": lambda a, b, c, t: SCHEDULE.posterior(a, b, t).sample(c),
-    "posterior kl": lambda a, b, c, t: kl_divergence(
-        SCHEDULE.posterior(a, b, t), SCHEDULE.posterior(a, c, t)
-    ),
+    "posterior kl": lambda a, b, c, t: kl_divergence(SCHEDULE.posterior(a, b, t), SCHEDULE.posterior(a, c, t)),
     "deterministic_step": lambda a, b, c, t: SCHEDULE.deterministic_step(a, b, c, t),
     "scale_input": lambda a, b, c, t: SCHEDULE.scale_input(a, t),
     "int t": lambda a, b, c, t: SCHEDULE.deterministic_step(a, b, c, 3),
@@ -113,9 +111,7 @@ def test_device_is_kept_and_values_of_t_are_not_read(function: Function) -> None
 
 
 @every_function
-def test_times_on_an_accelerator_give_the_same_values(
-    function: Function, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_times_on_an_accelerator_give_the_same_values(function: Function, monkeypatch: pytest.MonkeyPatch) -> None:
     arrays, times = _inputs()
     tensors = [torch.tensor(array) for array in arrays]
     expected = function(*tensors, torch.tensor(times))

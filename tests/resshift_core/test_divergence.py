@@ -29,9 +29,7 @@ T = torch.float64
     power=st.floats(0.2, 2),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_kl_weights_are_the_divergence_of_two_posteriors(
-    num_steps: int, kappa: float, power: float, seed: int
-) -> None:
+def test_kl_weights_are_the_divergence_of_two_posteriors(num_steps: int, kappa: float, power: float, seed: int) -> None:
     schedule = ResShiftSchedule.exponential(num_steps, kappa, power)
     rng = np.random.default_rng(seed)
     x_t, one, other = rng.normal(size=(3, num_steps - 1, 3, 2))
@@ -77,9 +75,7 @@ class _GaussianProblem:
         z, noise = (torch.tensor(v.ravel(), dtype=T) for v in np.meshgrid(nodes, nodes))
         self.probability = torch.tensor(np.outer(weights, weights).ravel() / (2 * math.pi), dtype=T)
         self.x_0_hat = (m + self.s * z)[:, None]
-        self.x_t = schedule.marginal(self.x_0_hat, torch.full_like(self.x_0_hat, y_0), t).sample(
-            noise[:, None]
-        )
+        self.x_t = schedule.marginal(self.x_0_hat, torch.full_like(self.x_0_hat, y_0), t).sample(noise[:, None])
         self.f_teacher = self.a * self.x_t + self.b
 
     def expected(self, per_sample: torch.Tensor) -> torch.Tensor:

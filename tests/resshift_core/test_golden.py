@@ -53,15 +53,9 @@ def test_deterministic_coefficients(cases: list[Case]) -> None:
     for schedule, golden in cases:
         times = np.arange(1, schedule.num_steps + 1)
         one, zero = np.ones(len(times)), np.zeros(len(times))
-        np.testing.assert_allclose(
-            schedule.deterministic_step(one, zero, zero, times), golden["ddim_m"], **TABLE
-        )
-        np.testing.assert_allclose(
-            schedule.deterministic_step(zero, one, zero, times), golden["ddim_k"], **TABLE
-        )
-        np.testing.assert_allclose(
-            schedule.deterministic_step(zero, zero, one, times), golden["ddim_j"], **TABLE
-        )
+        np.testing.assert_allclose(schedule.deterministic_step(one, zero, zero, times), golden["ddim_m"], **TABLE)
+        np.testing.assert_allclose(schedule.deterministic_step(zero, one, zero, times), golden["ddim_k"], **TABLE)
+        np.testing.assert_allclose(schedule.deterministic_step(zero, zero, one, times), golden["ddim_j"], **TABLE)
 
 
 def test_tensors(cases: list[Case]) -> None:
@@ -71,8 +65,6 @@ def test_tensors(cases: list[Case]) -> None:
         posterior = schedule.posterior(x_t, x_0, times)
         np.testing.assert_allclose(schedule.marginal(x_0, y_0, times).sample(noise), x_t, **TENSOR)
         np.testing.assert_allclose(posterior.mean, golden["posterior_mean"], **TENSOR)
-        np.testing.assert_allclose(
-            np.broadcast_to(posterior.variance, x_t.shape), golden["posterior_var"], **TENSOR
-        )
+        np.testing.assert_allclose(np.broadcast_to(posterior.variance, x_t.shape), golden["posterior_var"], **TENSOR)
         np.testing.assert_allclose(schedule.scale_input(x_t, times), golden["scaled_input"], **TENSOR)
         np.testing.assert_allclose(schedule.prior(y_0).sample(noise), golden["prior_sample"], **TENSOR)

@@ -12,9 +12,7 @@ import resshift_core
 
 
 def test_dependencies_are_numpy_and_array_api_compat(repository: Path) -> None:
-    project = tomllib.loads(
-        (repository / "packages/resshift-core/pyproject.toml").read_text(encoding="utf-8")
-    )
+    project = tomllib.loads((repository / "packages/resshift-core/pyproject.toml").read_text(encoding="utf-8"))
     names = {re.split(r"[^\w-]", entry, maxsplit=1)[0] for entry in project["project"]["dependencies"]}
     assert names == {"numpy", "array-api-compat"}
     assert not project["project"].get("optional-dependencies")

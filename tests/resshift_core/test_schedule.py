@@ -46,9 +46,7 @@ def test_published_defaults() -> None:
         (1.0, 0.1, 0.05, 0.05),
     ],
 )
-def test_first_level_is_the_smallest_of_three(
-    kappa: float, noise: float, cap: float | None, expected: float
-) -> None:
+def test_first_level_is_the_smallest_of_three(kappa: float, noise: float, cap: float | None, expected: float) -> None:
     schedule = ResShiftSchedule.exponential(5, kappa, min_noise_level=noise, max_sqrt_eta_1=cap)
     assert math.sqrt(schedule.etas[1]) == pytest.approx(expected, rel=1e-14)
 

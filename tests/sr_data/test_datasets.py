@@ -124,9 +124,7 @@ def test_the_cost_of_generating_is_spread_over_the_rounds(monkeypatch: pytest.Mo
 
 
 def test_crops_of_one_picture_differ_in_place_and_mirroring(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "sr_data.sources.generate_image", lambda seed, index, size: _coordinates(0, size, size)
-    )
+    monkeypatch.setattr("sr_data.sources.generate_image", lambda seed, index, size: _coordinates(0, size, size))
     source = GeneratedImages(0, image_size=32, pool=1)
     crops = [source.crop(index, 16) for index in range(200)]
     mirrored = [int(crop[0, 0, 2]) > int(crop[0, 1, 2]) for crop in crops]
@@ -179,15 +177,11 @@ def test_folder_crops_reach_every_place_and_are_mirrored(photos: Path) -> None:
         np.testing.assert_array_equal(np.diff(crop[:, 0, 1]), 1)  # never turned upside down
 
 
-def test_small_and_false_pictures_are_found_from_the_headers(
-    photos: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_small_and_false_pictures_are_found_from_the_headers(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = HRFolder(photos, seed=0)
     monkeypatch.setattr("sr_data.sources.read_image", lambda path: pytest.fail("validate decoded a picture"))
     source.validate(40)
-    with pytest.raises(
-        ValueError, match=r"at least 41x41 pixels, got .*0\.png: 50x40; remove it, enlarge it"
-    ):
+    with pytest.raises(ValueError, match=r"at least 41x41 pixels, got .*0\.png: 50x40; remove it, enlarge it"):
         source.validate(41)
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"at least 60x60 pixels, got"):
@@ -218,9 +212,7 @@ def test_pairs_that_do_not_match_are_named(pairs: tuple[Path, Path]) -> None:
     hr, lr = pairs
     source = PairedFolder(hr, lr, scale=2, seed=0)
     for check in (lambda: source.validate(8), lambda: source.pair(0, 8)):
-        with pytest.raises(
-            ValueError, match=r"exactly 2 times .*, got 96x80 and 24x20; crop the larger one to 48x40"
-        ):
+        with pytest.raises(ValueError, match=r"exactly 2 times .*, got 96x80 and 24x20; crop the larger one to 48x40"):
             check()
     with pytest.raises(ValueError, match="divisible by the scale, got 30 and 4"):
         PairedFolder(hr, lr, scale=4, seed=0).pair(0, 30)

@@ -49,8 +49,7 @@ def test_published_numbers(config: DegradationConfig) -> None:
     assert (first.blur.probability, first.blur.kernel_size, first.blur.sigma) == (1, (7, 21), (0.2, 3))
     assert (second.blur.probability, second.blur.kernel_size, second.blur.sigma) == (0.8, (7, 15), (0.2, 1.5))
     resizes = [
-        (r.up_probability, r.down_probability, r.keep_probability, r.scale)
-        for r in (first.resize, second.resize)
+        (r.up_probability, r.down_probability, r.keep_probability, r.scale) for r in (first.resize, second.resize)
     ]
     assert resizes == [(0.2, 0.7, 0.1, (0.15, 1.5)), (0.3, 0.4, 0.3, (0.3, 1.2))]
     noises = [
@@ -93,9 +92,7 @@ def test_settings_survive_json_and_are_frozen(config: DegradationConfig) -> None
         ("third", {}, "Extra inputs"),
     ],
 )
-def test_wrong_settings_are_refused(
-    config: DegradationConfig, path: str, value: object, message: str
-) -> None:
+def test_wrong_settings_are_refused(config: DegradationConfig, path: str, value: object, message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         DegradationConfig.model_validate(changed(config, path, value))
 
@@ -139,6 +136,7 @@ def test_kernel_kinds_follow_their_probabilities(drawn: list[DegradationParamete
             assert 0.2 <= min(kernel.sigma_x, kernel.sigma_y) <= max(kernel.sigma_x, kernel.sigma_y) <= 3
             assert (kernel.sigma_x == kernel.sigma_y) == (kernel.angle == 0)
         counts[kernel.shape, kernel.sigma_x != kernel.sigma_y] += 1
+    assert min(kernel.cutoff for kernel in kernels if kernel.shape == "sinc") < math.pi / 4  # large ones
     expected = {
         ("sinc", False): 0.1,
         ("gaussian", False): 0.405,

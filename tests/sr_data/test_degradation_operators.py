@@ -159,9 +159,7 @@ def test_filter2d_correlates_with_reflected_border(shape: tuple[int, int]) -> No
     images = torch.rand(2, 3, *shape, generator=generator())
     kernels = torch.rand(2, 21, 21, generator=generator(1)) / 441  # not symmetric, different for each sample
     padded = torch.from_numpy(np.pad(images.numpy(), ((0, 0), (0, 0), (10, 10), (10, 10)), mode="reflect"))
-    expected = torch.stack(
-        [F.conv2d(p[:, None], k[None, None])[:, 0] for p, k in zip(padded, kernels, strict=True)]
-    )
+    expected = torch.stack([F.conv2d(p[:, None], k[None, None])[:, 0] for p, k in zip(padded, kernels, strict=True)])
     torch.testing.assert_close(filter2d(images, kernels), expected, rtol=0, atol=1e-6)
 
 
@@ -296,9 +294,7 @@ def test_gaussian_noise_has_its_strength_sample_by_sample() -> None:
     correlation = torch.corrcoef(noise[1].flatten(1))
     assert abs(float(correlation[0, 1])) < 0.05
     assert bool((noise[2] == noise[2, :1]).all())
-    assert (
-        abs(float(torch.corrcoef(torch.stack([noise[0, 0].flatten(), noise[1, 0].flatten()]))[0, 1])) < 0.05
-    )
+    assert abs(float(torch.corrcoef(torch.stack([noise[0, 0].flatten(), noise[1, 0].flatten()]))[0, 1])) < 0.05
 
 
 def test_poisson_noise_has_the_variance_of_shot_noise() -> None:

@@ -40,9 +40,7 @@ def gentle(**changes: Any) -> DegradationConfig:
     settings = DegradationConfig.real_esrgan().model_dump()
     for stage in (settings["first"], settings["second"]):
         stage["blur"]["probability"] = 0.0
-        stage["resize"].update(
-            up_probability=0.0, down_probability=0.0, keep_probability=1.0, modes=("area",)
-        )
+        stage["resize"].update(up_probability=0.0, down_probability=0.0, keep_probability=1.0, modes=("area",))
         stage["noise"].update(gaussian_probability=1.0, gaussian_sigma=(0.0, 0.0))
     settings["first"]["jpeg_quality"] = (100.0, 100.0)
     settings["second"]["probability"] = 0.0
@@ -164,6 +162,34 @@ def test_first_resize_is_relative_to_hr_and_second_to_lr() -> None:
         torch.testing.assert_close(lr, expected, rtol=0, atol=1.1 / 255)
 
 
+@pytest.mark.parametrize("stage", ["first", "second"])
+def test_each_stage_blurs_with_its_kernel_before_resizing(stage: str) -> None:
+    hr = photographs(1, 64, 64).mean(dim=1, keepdim=True).expand(-1, 3, -1, -1)
+    settings = gentle(second__probability=1.0).model_dump()
+    settings[stage]["blur"]["probability"] = 1.0
+    configured = DegradationConfig.model_validate(settings)
+    drawn = getattr(draw_parameters(configured, generator(1)), stage)
+    # The first stage keeps the HR size here, so the second one blurs at that size too and then goes to LR.
+    expected = F.avg_pool2d(filter2d(hr, drawn.kernel.weights()), 4)
+    lr = degrade_one(hr[0], configured, generator(1))
+    torch.testing.assert_close(lr, to_levels(expected)[0], rtol=0, atol=1.1 / 255)
+    assert (lr - F.avg_pool2d(hr, 4)[0]).abs().max() > 3 / 255  # the blur is seen
+
+
+def test_overshoot_of_the_final_stage_is_clamped() -> None:
+    hr = torch.zeros(1, 3, 32, 32)
+    hr[..., 15:] = 1.0
+    for jpeg_last in (0.0, 1.0):
+        sharp = gentle(
+            final__sinc_probability=1.0,
+            final__modes=("bicubic",),
+            final__jpeg_quality=(100.0, 100.0),
+            final__jpeg_last_probability=jpeg_last,
+        )
+        lr = degrade(hr, sharp, generator(), scale=2)
+        assert (float(lr.min()), float(lr.max())) == (0.0, 1.0)
+
+
 def test_second_stage_adds_its_noise_at_the_lr_size() -> None:
     hr = torch.full((1, 3, 256, 256), 0.5)
     for probability, expected in ((0.0, 0.0), (1.0, 10.0)):
@@ -188,9 +214,7 @@ def test_first_noise_is_added_after_the_blur_and_averaged_by_the_final_resize() 
         first__noise__grey_probability=1.0,
     )
     lr = degrade(hr, noisy, generator())
-    assert float((lr * 255).std()) == pytest.approx(
-        20.0 / 4, rel=0.1
-    )  # mean of 4x4; blurred it would be less
+    assert float((lr * 255).std()) == pytest.approx(20.0 / 4, rel=0.1)  # mean of 4x4; blurred it would be less
 
 
 @pytest.mark.parametrize("jpeg_last", [False, True])
@@ -244,9 +268,7 @@ def test_parameters_come_first_then_noise_then_jpeg() -> None:
         (torch.full((1, 3, 16, 16), float("nan")), 4, r"pixels \[0, 1\]"),
     ],
 )
-def test_wrong_images_are_refused(
-    config: DegradationConfig, hr: torch.Tensor, scale: int, message: str
-) -> None:
+def test_wrong_images_are_refused(config: DegradationConfig, hr: torch.Tensor, scale: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         degrade(hr, config, generator(), scale=scale)
 

@@ -37,9 +37,7 @@ def _statistics(image: np.ndarray) -> dict[str, float]:
     band = np.arange(4, len(luma) // 4)
     correlation = np.corrcoef(pixels.reshape(-1, 3).T)[np.triu_indices(3, 1)]
     red_green, yellow_blue = pixels[..., 0] - pixels[..., 1], pixels[..., :2].mean(axis=-1) - pixels[..., 2]
-    colourfulness = np.hypot(red_green.std(), yellow_blue.std()) + 0.3 * np.hypot(
-        red_green.mean(), yellow_blue.mean()
-    )
+    colourfulness = np.hypot(red_green.std(), yellow_blue.std()) + 0.3 * np.hypot(red_green.mean(), yellow_blue.mean())
     return {
         "mean": luma.mean(),
         "std": luma.std(),
@@ -138,9 +136,7 @@ def test_statistics_lie_near_those_of_photographs(shared_dir: Path, pictures: li
 
 def test_pictures_hold_smooth_areas_and_fine_detail(pictures: list[np.ndarray]) -> None:
     """A block is smooth below 2 levels of deviation and detailed above 20."""
-    deviations = np.concatenate(
-        [(image @ LUMA).reshape(32, 8, 32, 8).std(axis=(1, 3)).ravel() for image in pictures]
-    )
+    deviations = np.concatenate([(image @ LUMA).reshape(32, 8, 32, 8).std(axis=(1, 3)).ravel() for image in pictures])
     assert (deviations < 2).mean() > 0.08
     assert (deviations > 20).mean() > 0.15
 

@@ -22,18 +22,30 @@ app = typer.Typer(
 @app.command()
 def train(
     task: Annotated[str, typer.Argument(help="autoencoder, teacher or rsd", show_default=False)],
-    preset: Annotated[str, typer.Option(help="named configuration to start from: tiny (CPU), x4 (published sizes)")] = "tiny",
+    preset: Annotated[
+        str, typer.Option(help="named configuration to start from: tiny (CPU), x4 (published sizes)")
+    ] = "tiny",
     config: Annotated[Path | None, typer.Option(help="YAML file laid over the preset")] = None,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="override one value, for example --set optimizer.lr=1e-4; repeatable"),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="override one value, for example --set optimizer.lr=1e-4; repeatable",
+        ),
     ] = None,
-    data: Annotated[Path | None, typer.Option(help="folder of HR photographs to train on instead of generated images")] = None,
-    lr_data: Annotated[Path | None, typer.Option(help="folder of matching LR photographs; without it they are degraded")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="folder of HR photographs to train on instead of generated images")
+    ] = None,
+    lr_data: Annotated[
+        Path | None, typer.Option(help="folder of matching LR photographs; without it they are degraded")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="number of updates")] = None,
     seed: Annotated[int | None, typer.Option(help="same seed, same result")] = None,
     out: Annotated[Path | None, typer.Option(help="run folder to create [default: runs/TASK-PRESET-NNN]")] = None,
-    print_config: Annotated[bool, typer.Option("--print-config", help="print the resolved configuration and stop")] = False,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="print the resolved configuration and stop")
+    ] = False,
 ) -> None:
     """Train an autoencoder or a teacher, or distil a student (rsd).
 
@@ -61,9 +73,13 @@ def train(
 @app.command()
 def upscale(
     image: Annotated[Path, typer.Argument(help="photograph to restore", show_default=False)],
-    output: Annotated[Path | None, typer.Option("-o", "--output", help="picture to write [default: NAME_x4.png]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="picture to write [default: NAME_x4.png]")
+    ] = None,
     weights: Annotated[str, typer.Option(help="model folder or name of a shipped model")] = "tiny-student",
-    steps: Annotated[int | None, typer.Option(help="1, or the whole chain of a teacher [default: 1 for a student]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="1, or the whole chain of a teacher [default: 1 for a student]")
+    ] = None,
     seed: Annotated[int, typer.Option(help="same seed, same picture")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
 ) -> None:

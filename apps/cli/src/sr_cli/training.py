@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+from rich.table import Table
+
 from distill.config import AnyRun
 from distill.evaluation import METRICS, Evaluation
 from distill.run import train
-from rich.console import Console
-from rich.table import Table
 
 
 def run_and_tell(config: AnyRun, out: Path | None, *, command: str) -> None:

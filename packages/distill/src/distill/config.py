@@ -12,6 +12,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
 from sr_data.degradation import DegradationConfig
 from sr_models.model import ModelConfig
 
@@ -25,8 +26,8 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Where training images come from.
 
-    ``source``: ``generated`` images need no download; ``folder`` takes HR images and degrades them; ``pairs`` takes HR and
-    LR folders with the same names.
+    ``source``: ``generated`` images need no download; ``folder`` takes HR images and degrades them;
+    ``pairs`` takes HR and LR folders with the same names.
     """
 
     source: Literal["generated", "folder", "pairs"] = "generated"
@@ -120,7 +121,7 @@ class RSDRun(RunConfig):
 
 
 AnyRun = AutoencoderRun | TeacherRun | RSDRun
-Run = TypeVar("Run", AutoencoderRun, TeacherRun, RSDRun)
+Run = TypeVar("Run", bound=RunConfig)
 
 
 def resolve(base: Run, layers: Sequence[Mapping[str, Any]]) -> Run:
@@ -151,7 +152,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"expected YAML in {path}, got: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"expected keys and values in {path}, got {type(content).__name__}; write lines such as 'steps: 100'")
+        raise ValueError(
+            f"expected keys and values in {path}, got {type(content).__name__}; write lines such as 'steps: 100'"
+        )
     return content
 
 

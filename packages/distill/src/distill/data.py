@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from distill.config import DataConfig, RunConfig
 from sr_data.datasets import (
     CropSource,
     GeneratedImages,
@@ -11,10 +15,6 @@ from sr_data.datasets import (
     TrainingImages,
     TrainingPairs,
 )
-from torch import Tensor
-from torch.utils.data import default_collate
-
-from distill.config import DataConfig, RunConfig
 
 POOL_BATCHES = 8
 """Generated pictures in use at a time, in batches: a batch has no picture twice."""

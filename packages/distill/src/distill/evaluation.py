@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from sr_models.restorer import upsample
 from torch import Tensor
+
+from sr_models.restorer import upsample
 
 METRICS = ("PSNR-Y", "SSIM-Y", "sharpness")
 

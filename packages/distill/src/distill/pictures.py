@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
-from sr_data.images import write_image
 from torch import Tensor
+
+from sr_data.images import write_image
 
 TITLE_HEIGHT = 26
 GAP = 4

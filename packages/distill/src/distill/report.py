@@ -15,7 +15,8 @@ from distill.evaluation import METRICS
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 75rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse } th, td { padding: .3rem .9rem; border-bottom: 1px solid #ddd; text-align: right }
-th:first-child, td:first-child { text-align: left } img { max-width: 100%; height: auto } pre { background: #f5f5f5; padding: 1rem; overflow: auto }
+th:first-child, td:first-child { text-align: left } img { max-width: 100%; height: auto }
+pre { background: #f5f5f5; padding: 1rem; overflow: auto }
 code { background: #f5f5f5 } h2 { margin-top: 2rem }
 """
 
@@ -24,18 +25,29 @@ def write_report(folder: Path, summary: Mapping[str, Any], config_yaml: str) -> 
     """Write ``report.html`` from what lies in the run folder."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     title = f"{summary['task']} {summary['preset']}"
-    facts = ("command", "steps", "images_seen", "seconds", "updates_per_second", "images_per_second", "peak_memory_mb", "data", "machine")
+    facts = (
+        "command",
+        "steps",
+        "images_seen",
+        "seconds",
+        "updates_per_second",
+        "images_per_second",
+        "peak_memory_mb",
+        "data",
+        "machine",
+    )
     lines = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
         f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>",
         _table(("", "value"), [(name.replace("_", " "), _text(summary[name])) for name in facts]),
         "<h2>Measured on the validation images</h2>",
         _metric_table(summary["before"], summary["after"]),
-        "<p>PSNR and SSIM on the Y channel; sharpness is the mean gradient magnitude of Y relative to the HR images' (1 = as sharp).</p>",
+        "<p>PSNR and SSIM on the Y channel; sharpness is the mean gradient magnitude of Y "
+        "relative to the HR images' (1 = as sharp).</p>",
         "<h2>Pictures</h2>",
-        f"<img alt='validation pictures by method' src='data:image/png;base64,{_base64((folder / 'grid.png').read_bytes())}'>",
+        _image("validation pictures by method", (folder / "grid.png").read_bytes()),
         "<h2>Curves</h2>",
-        f"<img alt='training curves' src='data:image/png;base64,{_base64(_curves(records))}'>",
+        _image("training curves", _curves(records)),
         f"<h2>Configuration</h2><pre>{html.escape(config_yaml)}</pre></html>",
     ]
     (folder / "report.html").write_text("\n".join(lines))
@@ -79,5 +91,5 @@ def _text(value: Any) -> str:
     return str(value)
 
 
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode()
+def _image(title: str, content: bytes) -> str:
+    return f"<img alt='{title}' src='data:image/png;base64,{base64.b64encode(content).decode()}'>"

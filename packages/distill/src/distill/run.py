@@ -1,7 +1,7 @@
 """A run from its configuration to its folder: train, measure before and after, write everything down.
 
-The folder holds ``config.yaml``, ``metrics.jsonl``, TensorBoard logs, ``grid.png``, ``summary.json``, ``report.html`` and
-``model/``. It is new for every run; nothing that exists is overwritten.
+The folder holds ``config.yaml``, ``metrics.jsonl``, TensorBoard logs, ``grid.png``, ``summary.json``,
+``report.html`` and ``model/``. It is new for every run; nothing that exists is overwritten.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sr_models.layers import count_parameters
 
 from distill.config import AnyRun, to_yaml
 from distill.evaluation import Evaluation
@@ -25,6 +24,7 @@ from distill.pictures import save_grid
 from distill.progress import Progress
 from distill.report import write_report
 from distill.tasks import Task, build_task
+from sr_models.layers import count_parameters
 
 MODEL = "model"
 
@@ -102,7 +102,12 @@ def _loop(task: Task, config: AnyRun, folder: Path, progress: Progress) -> float
             progress.update(trainer.step, metrics, trainer.images_seen / seconds)
             if trainer.step % config.log_every and trainer.step != config.steps:
                 continue
-            record = {"step": trainer.step, "images": trainer.images_seen, "seconds": round(seconds, 3), **metrics}
+            record = {
+                "step": trainer.step,
+                "images": trainer.images_seen,
+                "seconds": round(seconds, 3),
+                **metrics,
+            }
             log.write(json.dumps(record) + "\n")
             log.flush()
             for name, value in metrics.items():
@@ -137,4 +142,5 @@ def peak_memory_mb(device: torch.device) -> float:
 def machine(device: torch.device) -> str:
     """The machine in a few words, without its name."""
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-    return f"{platform.system()} {platform.machine()}, {where}, Python {platform.python_version()}, torch {torch.__version__}"
+    versions = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{platform.system()} {platform.machine()}, {where}, {versions}"

@@ -12,11 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from resshift_core import student_timesteps
-from sr_data.datasets import training_loader
-from sr_models import Denoiser, SRModel, SuperResolver, SwinUNet, VQAutoencoder, make_fake, make_student
-from sr_models.restorer import upsample
-from sr_models.store import load_autoencoder, load_model, save_autoencoder, save_model
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -28,6 +23,11 @@ from distill.objectives import autoencoder as autoencoder_objective
 from distill.objectives import resshift, rsd
 from distill.objectives.output import Latents, ObjectiveOutput
 from distill.trainer import Player, Trainer
+from resshift_core import student_timesteps
+from sr_data.datasets import training_loader
+from sr_models import Denoiser, SRModel, SuperResolver, SwinUNet, VQAutoencoder, make_fake, make_student
+from sr_models.restorer import upsample
+from sr_models.store import load_autoencoder, load_model, save_autoencoder, save_model
 
 Network = TypeVar("Network", bound=nn.Module)
 Save = Callable[[Path, Mapping[str, Any]], None]
@@ -82,7 +82,11 @@ def _autoencoder_task(config: AutoencoderRun, device: torch.device) -> Task:
 
     def loss(images: Tensor, generator: torch.Generator) -> ObjectiveOutput:
         noise = autoencoder_objective.noise_for(network, images, generator)
-        weights = {"l1_weight": config.l1_weight, "mse_weight": config.mse_weight, "kl_weight": config.kl_weight}
+        weights = {
+            "l1_weight": config.l1_weight,
+            "mse_weight": config.mse_weight,
+            "kl_weight": config.kl_weight,
+        }
         return autoencoder_objective.autoencoder_loss(network, images, noise, sigma=config.sigma, **weights)
 
     player = _player("autoencoder", network, config, loss)
@@ -110,7 +114,9 @@ def _teacher_task(config: TeacherRun, device: torch.device) -> Task:
     autoencoder = _place(load_autoencoder(config.autoencoder), device)
     wanted = config.model.autoencoder.model_copy(update={"latent_scale": autoencoder.config.latent_scale})
     if autoencoder.config != wanted:
-        raise ValueError(f"expected the autoencoder that the configuration describes, got another in {config.autoencoder!r}")
+        raise ValueError(
+            f"expected the autoencoder that the configuration describes, got another in {config.autoencoder!r}"
+        )
     model_config = config.model.model_copy(update={"autoencoder": autoencoder.config})
     torch.manual_seed(config.seed)
     network = _place(SwinUNet(model_config.unet), device)
@@ -147,7 +153,9 @@ def _teacher_task(config: TeacherRun, device: torch.device) -> Task:
 def _rsd_task(config: RSDRun, device: torch.device) -> Task:
     model = load_model(config.teacher)
     if model.kind != "teacher":
-        raise ValueError(f"expected a teacher to distil, got the {model.kind} {config.teacher!r}; give a teacher's folder")
+        raise ValueError(
+            f"expected a teacher to distil, got the {model.kind} {config.teacher!r}; give a teacher's folder"
+        )
     autoencoder, schedule = _place(model.autoencoder, device), model.config.schedule.build()
     teacher = Denoiser(_place(model.unet, device), schedule)
     student = Denoiser(_place(make_student(model.unet), device), schedule)
@@ -200,7 +208,11 @@ def _place(network: Network, device: torch.device) -> Network:
 
 
 def _trainer(
-    players: list[Player], batches: Any, prepare: Callable[[Any], Any], config: RunConfig, device: torch.device
+    players: list[Player],
+    batches: Any,
+    prepare: Callable[[Any], Any],
+    config: RunConfig,
+    device: torch.device,
 ) -> Trainer:
     bf16 = config.precision == "bf16"
     return Trainer(players, batches, prepare, config.seed, device=device, bf16=bf16, clip_norm=config.clip_norm)
@@ -219,7 +231,10 @@ def _player(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay
     )
-    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema_decay)) if ema else None
+    averaged = None
+    if ema:
+        average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+        averaged = AveragedModel(network, multi_avg_fn=average)
     scheduler = _scheduler(optimizer, chosen, config.steps * updates)
     return Player(name, network, optimizer, loss, updates=updates, scheduler=scheduler, ema=averaged)
 

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from sr_data.datasets import make_generator
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
 from distill.objectives.output import ObjectiveOutput
+from sr_data.datasets import make_generator
 
 NOISE_STREAM = 1 << 32
 """Added to the run's seed for training noise, so that it is unrelated to the data's."""
@@ -98,7 +98,7 @@ class Trainer:
                 f"({self.images_seen} images seen); lower its learning rate or use fp32"
             )
         player.optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()
+        output.loss.backward()  # type: ignore[no-untyped-call]
         limit = self.clip_norm if self.clip_norm is not None else float("inf")
         norm = nn.utils.clip_grad_norm_(player.network.parameters(), limit)
         player.optimizer.step()

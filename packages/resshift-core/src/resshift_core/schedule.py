@@ -36,15 +36,11 @@ class ResShiftSchedule:
     def __post_init__(self) -> None:
         etas = np.array(self.etas, dtype=np.float64)
         if etas.ndim != 1 or len(etas) < 2:
-            raise ValueError(
-                f"expected etas of shape (T+1,) with T >= 1, got {etas.shape}; give eta_0..eta_T"
-            )
+            raise ValueError(f"expected etas of shape (T+1,) with T >= 1, got {etas.shape}; give eta_0..eta_T")
         if etas[0] != 0:
             raise ValueError(f"expected etas[0] = 0, got {etas[0]}; prepend eta_0 = 0 to eta_1..eta_T")
         if not (np.all(np.diff(etas) > 0) and etas[-1] <= 1):
-            raise ValueError(
-                f"expected etas strictly increasing in (0, 1], got {etas[1:]}; check the schedule"
-            )
+            raise ValueError(f"expected etas strictly increasing in (0, 1], got {etas[1:]}; check the schedule")
         etas.flags.writeable = False
         _check_positive("kappa", self.kappa)
         object.__setattr__(self, "etas", etas)
@@ -78,17 +74,13 @@ class ResShiftSchedule:
             ValueError: when an argument is out of its range, or sqrt(eta_1) is not below sqrt(eta_T).
         """
         if isinstance(num_steps, bool) or not isinstance(num_steps, int | np.integer) or num_steps < 1:
-            raise ValueError(
-                f"expected num_steps as an integer >= 1, got {num_steps!r}; the published T is 15"
-            )
+            raise ValueError(f"expected num_steps as an integer >= 1, got {num_steps!r}; the published T is 15")
         _check_positive("kappa", kappa)
         _check_positive("power", power)
         _check_positive("min_noise_level", min_noise_level)
         _check_positive("sqrt_eta_end", sqrt_eta_end)
         if sqrt_eta_end > 1:
-            raise ValueError(
-                f"expected sqrt_eta_end in (0, 1], got {sqrt_eta_end}; the published value is 0.99"
-            )
+            raise ValueError(f"expected sqrt_eta_end in (0, 1], got {sqrt_eta_end}; the published value is 0.99")
         if max_sqrt_eta_1 is not None:
             _check_positive("max_sqrt_eta_1", max_sqrt_eta_1)
         if num_steps == 1:
@@ -96,8 +88,7 @@ class ResShiftSchedule:
         sqrt_eta_1 = min(min_noise_level / kappa, min_noise_level, max_sqrt_eta_1 or math.inf)
         if sqrt_eta_1 >= sqrt_eta_end:
             raise ValueError(
-                f"expected sqrt(eta_1) below sqrt_eta_end {sqrt_eta_end}, got {sqrt_eta_1}; "
-                "lower min_noise_level"
+                f"expected sqrt(eta_1) below sqrt_eta_end {sqrt_eta_end}, got {sqrt_eta_1}; lower min_noise_level"
             )
         u = np.linspace(0.0, 1.0, num_steps) ** power
         # This form of sqrt(eta_1) b^beta_t meets both ends exactly: sqrt_eta_end = 1 stays within (0, 1].
@@ -174,9 +165,7 @@ def student_timesteps(num_steps: int, count: int) -> tuple[int, ...]:
     Source: RSD Section 3.3
     """
     if not 1 <= count <= num_steps:
-        raise ValueError(
-            f"expected 1 <= count <= num_steps {num_steps}, got {count}; ask for fewer timesteps"
-        )
+        raise ValueError(f"expected 1 <= count <= num_steps {num_steps}, got {count}; ask for fewer timesteps")
     return tuple(-(-num_steps * n // count) for n in range(1, count + 1))
 
 

@@ -116,9 +116,7 @@ def deterministic_step(schedule: ResShiftSchedule, x_t: Array, x_0: Array, y_0: 
     j = _previous(schedule) - np.sqrt(_previous(schedule) * schedule.etas)
     k = 1 - m - j
     return (
-        coefficient(k, t, x_0, dtype) * x_0
-        + coefficient(m, t, x_0, dtype) * x_t
-        + coefficient(j, t, x_0, dtype) * y_0
+        coefficient(k, t, x_0, dtype) * x_0 + coefficient(m, t, x_0, dtype) * x_t + coefficient(j, t, x_0, dtype) * y_0
     )
 
 

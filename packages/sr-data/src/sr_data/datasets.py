@@ -158,9 +158,7 @@ def _one_thread(worker: int) -> None:
 
 
 @overload
-def training_loader(
-    dataset: TrainingPairs, batch_size: int, start: int = 0, workers: int = 0
-) -> Iterator[Pair]: ...
+def training_loader(dataset: TrainingPairs, batch_size: int, start: int = 0, workers: int = 0) -> Iterator[Pair]: ...
 
 
 @overload

@@ -65,9 +65,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
             "cut it into parts, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
         ) from error
     except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(
-            f"expected an image, got {path}: {_one_line(error)}; check or replace the file"
-        ) from error
+        raise ValueError(f"expected an image, got {path}: {_one_line(error)}; check or replace the file") from error
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -194,9 +192,7 @@ def to_tensor(image: Pixels) -> torch.Tensor:
         ValueError: another shape or dtype.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(
-            f"expected (H, W, 3) uint8, got {image.shape} {image.dtype}; read it with read_image"
-        )
+        raise ValueError(f"expected (H, W, 3) uint8, got {image.shape} {image.dtype}; read it with read_image")
     planes = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return planes.to(torch.float32).div_(127.5).sub_(1.0)
 

@@ -64,9 +64,7 @@ class GeneratedImages:
 
     def __init__(self, seed: int, image_size: int = 256, crops_per_image: int = 16, pool: int = 64) -> None:
         if min(crops_per_image, pool) < 1:
-            raise ValueError(
-                f"expected crops_per_image and pool >= 1, got {crops_per_image} and {pool}; use 1"
-            )
+            raise ValueError(f"expected crops_per_image and pool >= 1, got {crops_per_image} and {pool}; use 1")
         self.seed = seed
         self.image_size = image_size
         self.crops_per_image = crops_per_image
@@ -86,8 +84,7 @@ class GeneratedImages:
         """Return crop number `index` >= 0 as (size, size, 3) uint8."""
         if size > self.image_size:
             raise ValueError(
-                f"expected a crop of at most {self.image_size} pixels, got {size}; "
-                f"set image_size to {size} or more"
+                f"expected a crop of at most {self.image_size} pixels, got {size}; set image_size to {size} or more"
             )
         rng = _numbers(self.seed, 1, index)
         image = self._image(index)
@@ -229,9 +226,7 @@ def _by_name(paths: list[Path], folder: Path) -> dict[str, Path]:
     for path in paths:
         name = path.relative_to(folder).with_suffix("").as_posix()
         if name in found:
-            raise ValueError(
-                f"expected one file per name in {folder}, got {found[name]} and {path}; remove one"
-            )
+            raise ValueError(f"expected one file per name in {folder}, got {found[name]} and {path}; remove one")
         found[name] = path
     return found
 
@@ -239,7 +234,5 @@ def _by_name(paths: list[Path], folder: Path) -> dict[str, Path]:
 def low_resolution_size(hr_size: int, scale: int) -> int:
     """Return the side of the low-resolution crop; a ValueError unless hr_size is a multiple of the scale."""
     if scale < 1 or hr_size % scale:
-        raise ValueError(
-            f"expected an HR size divisible by the scale, got {hr_size} and {scale}; choose a multiple"
-        )
+        raise ValueError(f"expected an HR size divisible by the scale, got {hr_size} and {scale}; choose a multiple")
     return hr_size // scale

@@ -6,9 +6,9 @@ With the ``x4`` preset it is the published autoencoder (55,322,782 parameters). 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple, Self
 
-import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -32,7 +32,9 @@ class AutoencoderConfig(BaseModel):
     mid_attention: bool = Field(default=True, description="global attention in the middle; its cost is quadratic")
     num_codes: int | None = Field(default=8192, ge=1, description="None: continuous latent, no quantizer")
     norm_groups: int = Field(default=32, ge=1)
-    latent_scale: float = Field(default=1.0, gt=0, description="z is multiplied by this after encoding, divided before decoding")
+    latent_scale: float = Field(
+        default=1.0, gt=0, description="z is multiplied by this after encoding, divided before decoding"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -47,7 +49,7 @@ class AutoencoderConfig(BaseModel):
     @property
     def factor(self) -> int:
         """Pixels per latent along one side (f)."""
-        return 2 ** (len(self.channel_multipliers) - 1)
+        return 1 << (len(self.channel_multipliers) - 1)
 
 
 class Quantized(NamedTuple):
@@ -73,7 +75,17 @@ class VQAutoencoder(nn.Module):
             nn.init.uniform_(self.codebook.weight, -1 / config.num_codes, 1 / config.num_codes)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Pixels [-1, 1] (B, 3, H, W), H and W multiples of ``config.factor``, to the scaled latent (B, C, H/f, W/f)."""
+        """Encode pixels [-1, 1].
+
+        Args:
+            x: (B, 3, H, W), H and W multiples of f = ``config.factor``.
+
+        Returns:
+            The scaled latent, (B, C, H/f, W/f), not quantized.
+
+        Raises:
+            ValueError: H or W does not divide by f.
+        """
         factor = self.config.factor
         if x.shape[-1] % factor or x.shape[-2] % factor:
             raise ValueError(
@@ -98,7 +110,8 @@ class VQAutoencoder(nn.Module):
     def quantize(self, z: Tensor) -> Quantized:
         """Nearest codebook entries (Euclidean) of the unscaled latent ``z`` (B, C, H, W).
 
-        The gradient passes straight through to ``z``. Written as ``z + (code - z)`` it also rounds as the published one does.
+        The gradient passes straight through to ``z``. Written as ``z + (code - z)`` it also rounds as the
+        published one does.
         """
         if self.codebook is None:
             raise ValueError("expected an autoencoder with a codebook, got a continuous one (num_codes=None)")
@@ -112,7 +125,7 @@ class VQAutoencoder(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pixels to z: residual blocks at every level, strided convolutions between, two blocks and attention at the end."""
+    """Pixels to z: residual blocks at every level, strided convolutions between, a middle with attention."""
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
@@ -135,7 +148,7 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, z_channels, H/f, W/f)."""
         h = self.conv_in(x)
-        for stage in self.levels:
+        for stage in stages(self.levels):
             for block in stage.blocks:
                 h = block(h)
             if stage.resample is not None:
@@ -169,7 +182,7 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         """(B, z_channels, h, w) -> (B, 3, h*f, w*f)."""
         h = self.middle(self.conv_in(z))
-        for stage in self.levels:
+        for stage in stages(self.levels):
             for block in stage.blocks:
                 h = block(h)
             if stage.resample is not None:
@@ -185,6 +198,13 @@ class Stage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList()
         self.resample: nn.Conv2d | None = None
+
+
+def stages(modules: nn.ModuleList) -> Iterator[Stage]:
+    """Iterate over a list of stages with their type."""
+    for module in modules:
+        assert isinstance(module, Stage)
+        yield module
 
 
 class Middle(nn.Module):

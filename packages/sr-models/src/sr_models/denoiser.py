@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from resshift_core import ResShiftSchedule
 from torch import Tensor
 
+from resshift_core import ResShiftSchedule
 from sr_models.swin_unet import SwinUNet
 
 
@@ -55,8 +55,8 @@ class Denoiser:
         Args:
             z_y: scaled latent of the upsampled LR image, (B, C, H, W).
             lr: LR image, pixels [-1, 1].
-            noises: N(0, 1), (T + 1, B, C, H, W): ``noises[T]`` starts the chain, ``noises[t - 1]`` is added after step t
-                (never at t = 1). The deterministic chain reads only ``noises[T]``.
+            noises: N(0, 1), (T + 1, B, C, H, W): ``noises[T]`` starts the chain, ``noises[t - 1]`` is added
+                after step t (never at t = 1). The deterministic chain reads only ``noises[T]``.
             deterministic: SinSR's deterministic step instead of a draw from the posterior.
 
         Returns:
@@ -64,13 +64,13 @@ class Denoiser:
         """
         return self.trajectory(z_y, lr, noises, deterministic=deterministic)[-1]
 
-    def trajectory(
-        self, z_y: Tensor, lr: Tensor, noises: Tensor, *, deterministic: bool = False
-    ) -> tuple[Tensor, ...]:
+    def trajectory(self, z_y: Tensor, lr: Tensor, noises: Tensor, *, deterministic: bool = False) -> tuple[Tensor, ...]:
         """Like :meth:`sample`, but return all states z_T, z_{T-1}, ..., z_0."""
         steps = self.schedule.num_steps
         if noises.shape[0] != steps + 1:
-            raise ValueError(f"expected T + 1 = {steps + 1} noise fields, got {noises.shape[0]}; draw one for each state")
+            raise ValueError(
+                f"expected T + 1 = {steps + 1} noise fields, got {noises.shape[0]}; draw one for each state"
+            )
         states = [self.schedule.prior(z_y).sample(noises[steps])]
         for step in range(steps, 0, -1):
             t = self.at(step, z_y)

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from resshift_core import ResShiftSchedule
 
+from resshift_core import ResShiftSchedule
 from sr_models.autoencoder import AutoencoderConfig, VQAutoencoder
 from sr_models.denoiser import Denoiser
 from sr_models.swin_unet import SwinUNet, SwinUNetConfig

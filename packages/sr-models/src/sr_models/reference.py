@@ -156,7 +156,9 @@ def autoencoder_names(config: AutoencoderConfig) -> Iterator[tuple[str, str]]:
     for level in range(last + 1):
         for index in range(config.res_blocks):
             changes = index == 0 and multipliers[level] != ((1, *multipliers)[level])
-            yield from _vq_block(f"encoder.levels.{level}.blocks.{index}", f"encoder.down.{level}.block.{index}", changes)
+            yield from _vq_block(
+                f"encoder.levels.{level}.blocks.{index}", f"encoder.down.{level}.block.{index}", changes
+            )
         if level != last:
             yield from _affine(f"encoder.levels.{level}.resample", f"encoder.down.{level}.downsample.conv")
     for stage, level in enumerate(range(last, -1, -1)):
@@ -201,7 +203,12 @@ def _swin_layer(ours: str, theirs: str, config: SwinUNetConfig) -> Iterator[tupl
 
 
 def _vq_block(ours: str, theirs: str, skip: bool) -> Iterator[tuple[str, str]]:
-    for name, reference in (("norm_in", "norm1"), ("conv_in", "conv1"), ("norm_out", "norm2"), ("conv_out", "conv2")):
+    for name, reference in (
+        ("norm_in", "norm1"),
+        ("conv_in", "conv1"),
+        ("norm_out", "norm2"),
+        ("conv_out", "conv2"),
+    ):
         yield from _affine(f"{ours}.{name}", f"{theirs}.{reference}")
     if skip:
         yield from _affine(f"{ours}.skip", f"{theirs}.nin_shortcut")

@@ -60,7 +60,9 @@ class SuperResolver:
         if isinstance(image, Image.Image):
             return Image.fromarray(self.upscale(np.asarray(image.convert("RGB")), seed=seed, steps=steps))
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(f"expected an RGB image (H, W, 3) of uint8, got {image.shape} of {image.dtype}; convert it first")
+            raise ValueError(
+                f"expected an RGB image (H, W, 3) of uint8, got {image.shape} of {image.dtype}; convert it first"
+            )
         lr = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().div(127.5).sub(1.0)
         sr = self.restore(lr, torch.Generator().manual_seed(seed), steps=steps)[0]
         pixels = sr.add(1.0).mul(127.5).round().clamp(0, 255).byte()

@@ -53,7 +53,7 @@ def find(name: str | os.PathLike[str]) -> Path:
     folder = Path(name)
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(
-            f"expected a model folder with a {CONFIG} or one of {', '.join(known) or 'no shipped models'}, got {str(name)!r}"
+            f"expected a model folder with a {CONFIG} or one of {', '.join(known)}, got {str(name)!r}"
         )
     return folder
 
@@ -78,12 +78,20 @@ def save_model(
     networks: dict[str, nn.Module] = {UNET: model.unet}
     if autoencoder_from is None:
         networks[AUTOENCODER] = model.autoencoder
-    fields = {"kind": model.kind, "model": model.config.model_dump(mode="json"), "autoencoder_from": autoencoder_from}
+    fields = {
+        "kind": model.kind,
+        "model": model.config.model_dump(mode="json"),
+        "autoencoder_from": autoencoder_from,
+    }
     _write(folder, networks, fields, dtype, about)
 
 
 def save_autoencoder(
-    autoencoder: VQAutoencoder, folder: Path, *, dtype: torch.dtype = torch.float32, about: Mapping[str, Any] | None = None
+    autoencoder: VQAutoencoder,
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a folder that holds an autoencoder alone; arguments as :func:`save_model`."""
     fields = {"kind": "autoencoder", "autoencoder": autoencoder.config.model_dump(mode="json")}
@@ -100,7 +108,9 @@ def load_model(name: str | os.PathLike[str]) -> SRModel:
     folder = find(name)
     content = _read_config(folder)
     if content["kind"] not in ("teacher", "student"):
-        raise ValueError(f"expected a teacher or student in {folder}, got kind {content['kind']!r}; give another folder")
+        raise ValueError(
+            f"expected a teacher or student in {folder}, got kind {content['kind']!r}; give another folder"
+        )
     config = _validate(ModelConfig, content["model"], folder)
     unet = SwinUNet(config.unet)
     _load_tensors(unet, folder, UNET, content)
@@ -170,7 +180,9 @@ def _read_config(folder: Path) -> dict[str, Any]:
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"expected JSON in {path}, got something else ({error}); restore the folder") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT or not {"kind", "sha256"} <= set(content):
-        raise ValueError(f"expected a model folder of format {FORMAT}, got another {CONFIG} in {folder}; give a model folder")
+        raise ValueError(
+            f"expected a model folder of format {FORMAT}, got another {CONFIG} in {folder}; give a model folder"
+        )
     return content
 
 
@@ -188,15 +200,21 @@ def _load_tensors(network: nn.Module, folder: Path, name: str, content: Mapping[
     if not path.is_file():
         raise FileNotFoundError(f"expected weights at {path}, got no such file; restore the folder")
     if sha256(path) != content["sha256"].get(name):
-        raise ValueError(f"expected {path} with the sha256 in {CONFIG}, got other bytes (truncated or changed); restore the file")
+        raise ValueError(
+            f"expected {path} with the sha256 in {CONFIG}, got other bytes (truncated or changed); restore the file"
+        )
     try:
         tensors = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"expected safetensors in {path}, got something else ({error}); restore the file") from error
     own = network.state_dict()
-    wrong = sorted(set(own) ^ set(tensors)) + [k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape]
+    wrong = sorted(set(own) ^ set(tensors)) + [
+        k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape
+    ]
     if wrong:
-        raise ValueError(f"expected the tensors that {CONFIG} describes in {path}, got another model's; wrong: {', '.join(wrong[:5])}")
+        raise ValueError(
+            f"expected the tensors that {CONFIG} describes in {path}, got others; wrong: {', '.join(wrong[:5])}"
+        )
     network.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()})
 
 

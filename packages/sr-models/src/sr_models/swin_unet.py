@@ -1,12 +1,13 @@
 """Swin U-Net of ResShift: predicts the clean latent x_0 from a noisy one, the LR image and the time.
 
-The layout is that of the published ResShift, SinSR and RSD networks (118,593,583 parameters with the ``x4`` preset), so that
-their weights can be read by :mod:`sr_models.reference`. The names are ours.
+The layout is that of the published ResShift, SinSR and RSD networks (118,593,583 parameters with the ``x4`` preset),
+so that their weights can be read by :mod:`sr_models.reference`. The names are ours.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal, Self
 
@@ -24,8 +25,8 @@ ShiftMask = Literal["published", "swin"]
 class SwinUNetConfig(BaseModel):
     """Sizes of a :class:`SwinUNet`; the defaults are the published x4 network.
 
-    ``image_size`` is the latent size the network was designed for. It changes no tensor; it decides, as in the published
-    network, at which levels the Swin windows are shifted (those whose native size exceeds the window).
+    ``image_size`` is the latent size the network was designed for. It changes no tensor; it decides, as in the
+    published network, at which levels the Swin windows are shifted (those whose native size exceeds the window).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -65,7 +66,7 @@ class SwinUNetConfig(BaseModel):
     @property
     def multiple(self) -> int:
         """Latent height and width that divide by this need no padding inside the network."""
-        return self.window_size * 2 ** (len(self.channel_multipliers) - 1)
+        return self.window_size << (len(self.channel_multipliers) - 1)
 
 
 class SwinUNet(nn.Module):
@@ -76,7 +77,9 @@ class SwinUNet(nn.Module):
         self.config = config
         base = config.base_channels
         time_channels = 4 * base
-        self.time_mlp = nn.Sequential(nn.Linear(base, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels))
+        self.time_mlp = nn.Sequential(
+            nn.Linear(base, time_channels), nn.SiLU(), nn.Linear(time_channels, time_channels)
+        )
         self.stem = nn.Conv2d(config.latent_channels + config.condition_channels, base, 3, padding=1)
         # A separate convolution, not a wider stem: adding an exact zero leaves the teacher's output bit for bit.
         self.noise_stem: nn.Conv2d | None = None
@@ -132,7 +135,8 @@ class SwinUNet(nn.Module):
         Args:
             x: noisy latent times the input scale, (B, latent_channels, H, W), any H and W.
             time_index: 0-based time index t - 1 of the paper's t, (B,).
-            lr: LR image, pixels [-1, 1], (B, 3, h, w); larger than the latent it is pixel-unshuffled, smaller it is resized.
+            lr: LR image, pixels [-1, 1], (B, 3, h, w); larger than the latent it is pixel-unshuffled,
+                smaller it is resized.
             noise: N(0, 1) of shape (B, noise_channels, H, W); only for students.
 
         Returns:
@@ -141,7 +145,7 @@ class SwinUNet(nn.Module):
         height, width = x.shape[-2:]
         features, skips, emb = self._encode(x, time_index, lr, noise)
         h = features
-        for stage in self.up:
+        for stage in stages(self.up):
             for index, block in enumerate(stage.blocks):
                 h = block(torch.cat([h, skips.pop()], dim=1), emb)
                 if index == 0 and stage.attention is not None:
@@ -151,7 +155,9 @@ class SwinUNet(nn.Module):
         out: Tensor = self.head(F.silu(self.norm_out(h)))
         return out[..., :height, :width]
 
-    def bottleneck(self, x: Tensor, time_index: Tensor, lr: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+    def bottleneck(
+        self, x: Tensor, time_index: Tensor, lr: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
         """Features after the encoder and the middle, where the DMD2-style discriminator branch reads (Sec. 3.4 of RSD).
 
         Returns:
@@ -171,7 +177,7 @@ class SwinUNet(nn.Module):
         elif noise is not None:
             raise ValueError("expected no noise for a network without a noise channel; drop noise=")
         skips = [h]
-        for stage in self.down:
+        for stage in stages(self.down):
             for index, block in enumerate(stage.blocks):
                 h = block(h, emb)
                 if index == 0 and stage.attention is not None:
@@ -221,6 +227,13 @@ class Stage(nn.Module):
         self.blocks = nn.ModuleList()
         self.attention: SwinLayer | None = None
         self.resample: nn.Conv2d | None = None
+
+
+def stages(modules: nn.ModuleList) -> Iterator[Stage]:
+    """Iterate over a list of stages with their type."""
+    for module in modules:
+        assert isinstance(module, Stage)
+        yield module
 
 
 class ResBlock(nn.Module):
@@ -317,7 +330,7 @@ class WindowAttention(nn.Module):
         return torch.roll(x, shifts=(shift, shift), dims=(2, 3)) if shift else x
 
     def _mask(self, x: Tensor, shift: int) -> Tensor:
-        """Additive attention mask: position bias (1, heads, L, L), plus the shift mask per window where there is one."""
+        """Additive attention mask: position bias (1, heads, L, L), plus the shift mask per window if shifted."""
         index = self.relative_position_index
         bias = rearrange(self.relative_position_bias[index.flatten()], "(l m) h -> 1 h l m", l=index.shape[0])
         bias = bias.to(x.dtype)
@@ -340,8 +353,8 @@ def relative_position_index(window: int) -> Tensor:
 def shift_mask(height: int, width: int, window: int, shift: int, kind: ShiftMask) -> Tensor:
     """Additive mask that keeps regions apart that only the cyclic shift brought into one window.
 
-    ``"swin"`` separates what wrapped around on both axes. ``"published"`` is what the published networks were trained with,
-    found from their stored masks: only the bottom row of windows is masked, and there the left part is kept from the right.
+    ``"swin"`` separates what wrapped around on both axes. ``"published"`` is what the published networks were trained
+    with, found from their stored masks: only the bottom row of windows is masked, left part against right part.
 
     Returns:
         (windows, window^2, window^2) float32 on the CPU: 0 within a region, -100 across. Cached per size.

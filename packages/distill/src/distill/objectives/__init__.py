@@ -1,1 +1,1 @@
-"""Objectives: deterministic functions of (networks, data, times, noise) that return per-sample losses; one file per idea."""
+"""Objectives: deterministic functions of (networks, data, draws) that return per-sample losses; one file per idea."""

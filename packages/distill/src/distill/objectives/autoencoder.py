@@ -7,14 +7,21 @@ Decoding a noisy latent makes neighbouring latents decode alike, which is what a
 from __future__ import annotations
 
 import torch
-from sr_models import VQAutoencoder
 from torch import Tensor
 
 from distill.objectives.output import ObjectiveOutput, mean_output
+from sr_models import VQAutoencoder
 
 
 def autoencoder_loss(
-    network: VQAutoencoder, images: Tensor, noise: Tensor, *, sigma: float, l1_weight: float, mse_weight: float, kl_weight: float
+    network: VQAutoencoder,
+    images: Tensor,
+    noise: Tensor,
+    *,
+    sigma: float,
+    l1_weight: float,
+    mse_weight: float,
+    kl_weight: float,
 ) -> ObjectiveOutput:
     """Reconstruction loss and KL divergence, per sample.
 
@@ -32,9 +39,7 @@ def autoencoder_loss(
     error = reconstruction - images
     l1, mse = error.abs().flatten(1).mean(1), error.square().flatten(1).mean(1)
     kl = (z.float() / network.config.latent_scale).square().flatten(1).mean(1) / 2
-    return mean_output(
-        l1_weight * l1 + mse_weight * mse + kl_weight * kl, l1=l1.mean(), mse=mse.mean(), kl=kl.mean()
-    )
+    return mean_output(l1_weight * l1 + mse_weight * mse + kl_weight * kl, l1=l1.mean(), mse=mse.mean(), kl=kl.mean())
 
 
 def noise_for(network: VQAutoencoder, images: Tensor, generator: torch.Generator) -> Tensor:

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
-from resshift_core import ResShiftSchedule
 from torch import Tensor
+
+from resshift_core import ResShiftSchedule
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from resshift_core import ResShiftSchedule, fake_objective
 from torch import Tensor
 
 from distill.objectives.output import Latents, ObjectiveOutput, Predictor, mean_output
+from resshift_core import ResShiftSchedule, fake_objective
 
 
 class ResShiftDraws(NamedTuple):

@@ -1,7 +1,8 @@
-"""Residual Shifting Distillation (RSD, Algorithm 1): a student whose data a fake ResShift model cannot tell from the teacher's.
+"""Residual Shifting Distillation (RSD, Algorithm 1).
 
-Differs from :mod:`distill.objectives.resshift` in what it trains on: the fake model fits the student's own output, and the
-student minimises what the fake model's training gains over the teacher (Eq. 7), with gradients through both. The
+The student is trained to produce such data that a fake ResShift model trained on them coincides with the teacher. This
+differs from :mod:`distill.objectives.resshift` in what is trained on: the fake model fits the student's own output, and
+the student minimises what the fake model's training gains over the teacher (Eq. 7), with gradients through both. The
 supervised terms of Eq. 9 (LPIPS, GAN) are added beside ``student_loss``; they need nothing of it but ``StudentSample``.
 """
 
@@ -11,11 +12,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from resshift_core import ResShiftSchedule, distillation_normalizer, fake_objective, rsd_objective
 from torch import Tensor
 
 from distill.objectives.output import Latents, ObjectiveOutput, Predictor, mean_output
 from distill.objectives.resshift import randn
+from resshift_core import ResShiftSchedule, distillation_normalizer, fake_objective, rsd_objective
 
 
 class RSDDraws(NamedTuple):
@@ -37,7 +38,7 @@ class RSDDraws(NamedTuple):
 
 
 class StudentSample(NamedTuple):
-    """The student's output ``z_0_hat`` and its noisy version ``z_t``, (B, C, H, W) each, differentiable in the student."""
+    """The student's output ``z_0_hat`` and its noisy version ``z_t``, (B, C, H, W), differentiable in the student."""
 
     z_0_hat: Tensor
     z_t: Tensor
@@ -97,7 +98,13 @@ def fake_loss(fake: Predictor, student: Predictor, latents: Latents, draws: RSDD
 
 
 def student_loss(
-    student: Predictor, fake: Predictor, teacher: Predictor, latents: Latents, draws: RSDDraws, *, normalize: bool = True
+    student: Predictor,
+    fake: Predictor,
+    teacher: Predictor,
+    latents: Latents,
+    draws: RSDDraws,
+    *,
+    normalize: bool = True,
 ) -> ObjectiveOutput:
     """Distillation loss of the student, per sample; gradients flow through z_t into teacher and fake.
 

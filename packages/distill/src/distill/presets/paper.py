@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from sr_models.presets import x4
-
 from distill.config import OptimizerConfig, RSDRun, TeacherRun
+from sr_models.presets import x4
 
 
 def teacher() -> TeacherRun:

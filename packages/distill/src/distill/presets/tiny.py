@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from sr_models.presets import tiny
-
 from distill.config import (
     AutoencoderRun,
     DataConfig,
@@ -12,6 +10,7 @@ from distill.config import (
     TeacherRun,
     ValidationConfig,
 )
+from sr_models.presets import tiny
 
 VALIDATION = ValidationConfig(images=6, hr_size=192)
 

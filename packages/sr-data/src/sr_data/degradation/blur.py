@@ -62,9 +62,7 @@ def generalized_gaussian_kernel(
     return _normalise(torch.exp(-0.5 * form ** _positive("beta", beta)))
 
 
-def plateau_kernel(
-    size: int, sigma_x: Parameter, sigma_y: Parameter, angle: Parameter, beta: Parameter
-) -> Tensor:
+def plateau_kernel(size: int, sigma_x: Parameter, sigma_y: Parameter, angle: Parameter, beta: Parameter) -> Tensor:
     """Plateau-shaped kernels, ``1 / (q^beta + 1)``.
 
     Args:

@@ -31,9 +31,7 @@ PositiveRange = Annotated[tuple[_Positive, _Positive], AfterValidator(_ordered)]
 StrengthRange = Annotated[tuple[_NotNegative, _NotNegative], AfterValidator(_ordered)]
 CutoffRange = Annotated[tuple[_Cutoff, _Cutoff], AfterValidator(_ordered)]
 QualityRange = Annotated[tuple[_Quality, _Quality], AfterValidator(_ordered)]
-KernelSizeRange = Annotated[
-    tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], AfterValidator(_odd)
-]
+KernelSizeRange = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], AfterValidator(_odd)]
 Modes = Annotated[tuple[ResizeMode, ...], Field(min_length=1)]
 
 
@@ -183,9 +181,7 @@ class DegradationConfig(_Settings):
             ),
             second=SecondStage(
                 probability=0.5,
-                blur=first_blur.model_copy(
-                    update={"probability": 0.8, "kernel_size": (7, 15), "sigma": (0.2, 1.5)}
-                ),
+                blur=first_blur.model_copy(update={"probability": 0.8, "kernel_size": (7, 15), "sigma": (0.2, 1.5)}),
                 resize=ResizeConfig(
                     up_probability=0.3,
                     down_probability=0.4,

@@ -47,9 +47,7 @@ class Leaves:
     radii: NDArray[np.float64]
 
 
-def power_law_radii(
-    rng: np.random.Generator, count: int, smallest: float, largest: float
-) -> NDArray[np.float64]:
+def power_law_radii(rng: np.random.Generator, count: int, smallest: float, largest: float) -> NDArray[np.float64]:
     """Return radii with density r^-3 in [smallest, largest], which makes the picture scale invariant."""
     low, high = smallest**-2.0, largest**-2.0
     return np.asarray((low - rng.random(count) * (low - high)) ** -0.5)
@@ -149,9 +147,7 @@ def _texture_at(rng: np.random.Generator, labels: NDArray[np.int32], entries: in
     return np.asarray(bank.reshape(-1).take(where))
 
 
-def paint(
-    rng: np.random.Generator, leaves: Leaves, palette: Palette, bank: Field, roughness: float
-) -> Image.Image:
+def paint(rng: np.random.Generator, leaves: Leaves, palette: Palette, bank: Field, roughness: float) -> Image.Image:
     """Return the coloured, textured and shaded leaves.
 
     Args:

@@ -33,9 +33,7 @@ def draw_text(rng: np.random.Generator, image: Image.Image, palette: Palette) ->
     # Few sizes, so that the font cache serves them.
     height = int(rng.choice([11, 13, 16, 20, 26, 34, 46, 64, 90]))
     lines = int(rng.integers(1, max(2, min(8, size // (2 * height)))))
-    text = "\n".join(
-        random_words(rng, int(rng.integers(1, max(2, size // (4 * height))))) for _ in range(lines)
-    )
+    text = "\n".join(random_words(rng, int(rng.integers(1, max(2, size // (4 * height))))) for _ in range(lines))
     font = _font(height)
     box = ImageDraw.Draw(image).multiline_textbbox((0, 0), text, font=font)
     margin = height // 2

@@ -43,9 +43,7 @@ def _from_amplitude(rng: np.random.Generator, amplitude: Field) -> Field:
     return _standardise(np.fft.irfft2(noise[0] + 1j * noise[1], s=(size, size)).astype(np.float32))
 
 
-def power_law_noise(
-    rng: np.random.Generator, size: int = TEXTURE_SIZE, exponent: float | None = None
-) -> Field:
+def power_law_noise(rng: np.random.Generator, size: int = TEXTURE_SIZE, exponent: float | None = None) -> Field:
     """Return 1/f^a noise: clouds for a near 2, sand for a near 0.5."""
     exponent = float(rng.uniform(0.4, 2.0)) if exponent is None else exponent
     return _from_amplitude(rng, np.exp(-exponent * _log_radius(size)))

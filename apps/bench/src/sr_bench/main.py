@@ -1,0 +1,73 @@
+"""``sr-bench``: measurements of restored photographs that can be repeated."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Measure super-resolution models.",
+)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep ``quality`` a named subcommand while it is the only one."""
+
+
+@app.command()
+def quality(
+    lr: Annotated[Path, typer.Option(help="folder of LR photographs", show_default=False)],
+    hr: Annotated[
+        Path,
+        typer.Option(help="folder of HR photographs of the same names, 4 times as large", show_default=False),
+    ],
+    method: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="bicubic, autoencoder (HR through the latent and back), a shipped model or a model folder; repeatable"
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder to create for result.json, table.md and the restored pictures")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="of the models' noise")] = 0,
+    limit: Annotated[int | None, typer.Option(help="measure the first N photographs only")] = None,
+    device: Annotated[str, typer.Option(help="torch device")] = "cpu",
+) -> None:
+    """Restore a folder with several methods and measure PSNR-Y, SSIM-Y, GMSD, NLPD and PIQE.
+
+    Full-reference metrics compare with the HR photograph, without cropping a border; PIQE looks at the result alone.
+    Pictures are rounded to 8 bit first. All metrics are pyiqa's and need no weights.
+    """
+    from sr_bench.quality import DEFAULT_METHODS, measure_folder
+
+    measure_folder(
+        lr,
+        hr,
+        method or list(DEFAULT_METHODS),
+        out=out,
+        seed=seed,
+        limit=limit,
+        device=device,
+        command=shlex.join(["sr-bench", *sys.argv[1:]]),
+    )
+
+
+def main() -> None:
+    """Run the command line; bad input ends in one line on stderr and exit code 2."""
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if os.environ.get("SR_DISTILL_DEBUG"):
+            raise
+        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
