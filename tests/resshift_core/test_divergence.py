@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resshift_core import (
@@ -23,6 +23,7 @@ from resshift_core import (
 T = torch.float64
 
 
+@settings(deadline=None)
 @given(
     num_steps=st.integers(2, 20),
     kappa=st.floats(0.1, 4),

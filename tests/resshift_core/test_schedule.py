@@ -9,7 +9,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resshift_core import ResShiftSchedule, student_timesteps
@@ -57,6 +57,7 @@ def test_one_step_takes_the_end_value() -> None:
     assert schedule.num_steps == 1
 
 
+@settings(deadline=None)
 @given(num_steps=st.integers(1, 200), power=st.floats(0.1, 3))
 def test_full_shift_stays_in_range(num_steps: int, power: float) -> None:
     assert ResShiftSchedule.exponential(num_steps, power=power, sqrt_eta_end=1.0).etas[-1] == 1.0
@@ -134,6 +135,7 @@ def test_student_timesteps_of_the_published_setting() -> None:
     assert student_timesteps(1, 1) == (1,)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60).flatmap(lambda steps: st.tuples(st.just(steps), st.integers(1, steps))))
 def test_student_timesteps_are_distinct_even_and_end_in_the_last(sizes: tuple[int, int]) -> None:
     num_steps, count = sizes

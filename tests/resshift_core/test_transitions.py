@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -29,6 +29,7 @@ def _draw(seed: int, count: int, shape: tuple[int, ...] = (3, 2, 2)) -> list[NDA
     return [rng.normal(size=shape) for _ in range(count)]
 
 
+@settings(deadline=None)
 @given(schedules, seeds)
 def test_composed_steps_give_the_marginal(schedule: ResShiftSchedule, seed: int) -> None:
     x_0, y_0 = _draw(seed, 2)
@@ -41,6 +42,7 @@ def test_composed_steps_give_the_marginal(schedule: ResShiftSchedule, seed: int)
         np.testing.assert_allclose(variance, marginal.variance, rtol=1e-9)
 
 
+@settings(deadline=None)
 @given(schedules, seeds, st.data())
 def test_posterior_is_bayes_rule(schedule: ResShiftSchedule, seed: int, data: st.DataObject) -> None:
     if schedule.num_steps == 1:
@@ -74,6 +76,7 @@ def test_posterior_is_bayes_rule_on_a_grid() -> None:
         np.testing.assert_allclose(posterior.variance, [variance], rtol=1e-8)
 
 
+@settings(deadline=None)
 @given(schedules, seeds)
 def test_first_posterior_is_the_point_x_0(schedule: ResShiftSchedule, seed: int) -> None:
     x_t, x_0, noise = _draw(seed, 3)
@@ -84,6 +87,7 @@ def test_first_posterior_is_the_point_x_0(schedule: ResShiftSchedule, seed: int)
     np.testing.assert_array_equal(schedule.deterministic_step(x_t, x_0, noise, 1), x_0)
 
 
+@settings(deadline=None)
 @given(schedules, seeds)
 def test_deterministic_step_keeps_the_marginal_and_its_noise(schedule: ResShiftSchedule, seed: int) -> None:
     x_0, y_0, noise = _draw(seed, 3)
@@ -94,6 +98,7 @@ def test_deterministic_step_keeps_the_marginal_and_its_noise(schedule: ResShiftS
         np.testing.assert_allclose(actual, expected, rtol=1e-9, atol=1e-12)
 
 
+@settings(deadline=None)
 @given(schedules, seeds)
 def test_posterior_keeps_the_marginal(schedule: ResShiftSchedule, seed: int) -> None:
     x_0, y_0 = _draw(seed, 2)
@@ -105,6 +110,7 @@ def test_posterior_keeps_the_marginal(schedule: ResShiftSchedule, seed: int) -> 
         np.testing.assert_allclose(step.variance + slope**2 * here.variance, before.variance, rtol=1e-9)
 
 
+@settings(deadline=None)
 @given(schedules, seeds)
 def test_prior_has_the_variance_of_the_last_marginal(schedule: ResShiftSchedule, seed: int) -> None:
     x_0, y_0 = _draw(seed, 2)
@@ -114,6 +120,7 @@ def test_prior_has_the_variance_of_the_last_marginal(schedule: ResShiftSchedule,
     np.testing.assert_allclose(prior.variance, schedule.kappa**2 * schedule.etas[-1])
 
 
+@settings(deadline=None)
 @given(schedules, seeds)
 def test_scaled_input_of_unit_data_has_unit_variance(schedule: ResShiftSchedule, seed: int) -> None:
     (x_t,) = _draw(seed, 1)

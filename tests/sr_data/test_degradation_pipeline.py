@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from sr_data.degradation import (
     DegradationConfig,
     add_gaussian_noise,
+    add_poisson_noise,
     degrade,
     degrade_one,
     draw_parameters,
@@ -176,18 +178,26 @@ def test_each_stage_blurs_with_its_kernel_before_resizing(stage: str) -> None:
     assert (lr - F.avg_pool2d(hr, 4)[0]).abs().max() > 3 / 255  # the blur is seen
 
 
-def test_overshoot_of_the_final_stage_is_clamped() -> None:
+@pytest.mark.parametrize("jpeg_last", [False, True])
+def test_overshoot_of_the_last_sinc_is_clamped(jpeg_last: bool) -> None:
     hr = torch.zeros(1, 3, 32, 32)
-    hr[..., 15:] = 1.0
-    for jpeg_last in (0.0, 1.0):
-        sharp = gentle(
-            final__sinc_probability=1.0,
-            final__modes=("bicubic",),
-            final__jpeg_quality=(100.0, 100.0),
-            final__jpeg_last_probability=jpeg_last,
-        )
-        lr = degrade(hr, sharp, generator(), scale=2)
-        assert (float(lr.min()), float(lr.max())) == (0.0, 1.0)
+    hr[..., 16:] = 1.0
+    ringing = gentle(
+        final__sinc_probability=1.0,
+        final__sinc_cutoff=(1.5, 1.5),
+        final__jpeg_quality=(30.0, 30.0),
+        final__jpeg_last_probability=float(jpeg_last),
+    )
+    lr = degrade_one(hr[0], ringing, generator(), scale=2)
+    kernel = draw_parameters(ringing, generator()).final_kernel
+    assert kernel is not None
+    if jpeg_last:
+        expected = jpeg(filter2d(F.avg_pool2d(hr, 2), kernel.weights()).clamp(0, 1), 30.0)
+    else:
+        expected = filter2d(F.avg_pool2d(jpeg(hr, 30.0), 2), kernel.weights())
+        assert float(expected.min()) < -0.02
+        assert float(expected.max()) > 1.02
+    torch.testing.assert_close(lr, to_levels(expected)[0], rtol=0, atol=1.1 / 255)
 
 
 def test_second_stage_adds_its_noise_at_the_lr_size() -> None:
@@ -237,17 +247,20 @@ def test_final_stage_applies_resize_sinc_and_jpeg_in_the_drawn_order(jpeg_last: 
     torch.testing.assert_close(lr, to_levels(expected)[0], rtol=0, atol=1.1 / 255)
 
 
-def test_parameters_come_first_then_noise_then_jpeg() -> None:
+@pytest.mark.parametrize("add", [add_gaussian_noise, add_poisson_noise])
+def test_parameters_come_first_then_noise_then_jpeg(add: Callable[..., torch.Tensor]) -> None:
     hr = grey_ramp(32, 64)
     configured = gentle(
         first__jpeg_quality=(20.0, 30.0),
+        first__noise__gaussian_probability=float(add is add_gaussian_noise),
         first__noise__gaussian_sigma=(30.0, 60.0),
+        first__noise__poisson_scale=(2.0, 4.0),
         first__noise__grey_probability=1.0,
     )
     stream = generator(4)
     parameters = draw_parameters(configured, stream)
     strength = torch.tensor([parameters.first.noise.strength])
-    noisy = add_gaussian_noise(hr, strength, torch.tensor([True]), stream).clamp(0, 1)
+    noisy = add(hr, strength, torch.tensor([True]), stream).clamp(0, 1)
     expected = to_levels(F.avg_pool2d(jpeg(noisy, parameters.first_quality), 4))[0]
     lr = degrade_one(hr[0], configured, generator(4))
     torch.testing.assert_close(lr, expected, rtol=0, atol=1.1 / 255)

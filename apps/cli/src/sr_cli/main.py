@@ -67,7 +67,16 @@ def train(
 
     from sr_cli.training import run_and_tell
 
-    run_and_tell(resolved, out, command=shlex.join(["sr-distill", *sys.argv[1:]]))
+    run_and_tell(resolved, out, command=_repeatable(sys.argv[1:]))
+
+
+def _repeatable(arguments: list[str]) -> str:
+    """The command line for the record, without ``--out``: where a run lies does not change what it is."""
+    kept = list(arguments)
+    while "--out" in kept:
+        place = kept.index("--out")
+        del kept[place : place + 2]
+    return shlex.join(["sr-distill", *(part for part in kept if not part.startswith("--out="))])
 
 
 @app.command()
@@ -81,12 +90,15 @@ def upscale(
         int | None, typer.Option(help="1, or the whole chain of a teacher [default: 1 for a student]")
     ] = None,
     seed: Annotated[int, typer.Option(help="same seed, same picture")] = 0,
+    tile: Annotated[
+        int | None, typer.Option(help="side of the tiles in LR pixels, 0 for none [default: 256 for large pictures]")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
 ) -> None:
     """Restore a photograph and enlarge it by the model's scale (4)."""
     from sr_cli.upscaling import upscale_file
 
-    upscale_file(image, output, weights, steps=steps, seed=seed, device=device)
+    upscale_file(image, output, weights, steps=steps, seed=seed, tile=tile, device=device)
 
 
 def main() -> None:

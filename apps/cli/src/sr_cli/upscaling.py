@@ -9,11 +9,13 @@ from sr_data.images import read_image, write_image
 from sr_models import SuperResolver
 
 
-def upscale_file(image: Path, output: Path | None, weights: str, *, steps: int | None, seed: int, device: str) -> None:
+def upscale_file(
+    image: Path, output: Path | None, weights: str, *, steps: int | None, seed: int, tile: int | None, device: str
+) -> None:
     """Restore one picture file and say where the result is."""
     pixels = read_image(image)
     resolver = SuperResolver.from_pretrained(weights, choose_device(device))
     output = output or image.with_name(f"{image.stem}_x{resolver.scale}.png")
-    write_image(output, resolver.upscale(pixels, seed=seed, steps=steps))
+    write_image(output, resolver.upscale(pixels, seed=seed, steps=steps, tile=tile))
     height, width = pixels.shape[:2]
     print(f"{output}: {width * resolver.scale}x{height * resolver.scale} from {width}x{height}")

@@ -80,6 +80,7 @@ class RunConfig(Section):
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     clip_norm: float | None = Field(default=None, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    save_dtype: Literal["float32", "float16"] = Field(default="float32", description="of the saved model's tensors")
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     validation: ValidationConfig = ValidationConfig()

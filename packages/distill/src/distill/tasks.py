@@ -104,7 +104,7 @@ def _autoencoder_task(config: AutoencoderRun, device: torch.device) -> Task:
         scale = _unit_scale(averaged, hr.to(device))
         scaled = VQAutoencoder(averaged.config.model_copy(update={"latent_scale": scale}))
         scaled.load_state_dict(averaged.state_dict())
-        save_autoencoder(scaled, folder, about=about)
+        save_autoencoder(scaled, folder, dtype=getattr(torch, config.save_dtype), about=about)
 
     trainer = _trainer([player], batches, lambda images: images, config, device)
     return Task(trainer, evaluate, save, "autoencoder")
@@ -144,7 +144,7 @@ def _teacher_task(config: TeacherRun, device: torch.device) -> Task:
         return _compare(lr, hr, methods)
 
     def save(folder: Path, about: Mapping[str, Any]) -> None:
-        save_model(current(), folder, about=about)
+        save_model(current(), folder, dtype=getattr(torch, config.save_dtype), about=about)
 
     trainer = _trainer([player], batches, partial(_encode, autoencoder, model_config.scale), config, device)
     return Task(trainer, evaluate, save, "teacher")
@@ -194,7 +194,7 @@ def _rsd_task(config: RSDRun, device: torch.device) -> Task:
         return _compare(lr, hr, {**fixed, "student 1 step": student_now})
 
     def save(folder: Path, about: Mapping[str, Any]) -> None:
-        save_model(current(), folder, about=about)
+        save_model(current(), folder, dtype=getattr(torch, config.save_dtype), about=about)
 
     prepare = partial(_encode, autoencoder, model.config.scale)
     trainer = _trainer([fake_player, student_player], batches, prepare, config, device)

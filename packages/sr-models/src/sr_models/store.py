@@ -164,6 +164,7 @@ def _write(
         for name, network in networks.items():
             tensors = {key: value.detach().cpu().to(dtype).contiguous() for key, value in network.state_dict().items()}
             save_file(tensors, partial / name)
+            (partial / name).chmod(0o644)
             hashes[name] = sha256(partial / name)
         content = {"format": FORMAT, **fields, "sha256": hashes, "about": dict(about or {})}
         (partial / CONFIG).write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,199 @@
+"""Configurations: presets, YAML, overrides; a typo or a wrong value ends in one line that says what is right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distill.config import AnyRun, RSDRun, TeacherRun, parse_assignment, read_yaml, resolve, to_yaml
+from distill.presets import PRESETS, preset
+from sr_models import SwinUNet, VQAutoencoder, presets
+
+NAMES = [(task, name) for task, named in PRESETS.items() for name in named]
+RSD = preset("rsd", "tiny")
+
+
+@pytest.mark.parametrize(("task", "name"), NAMES)
+def test_every_preset_is_complete_and_says_what_it_is(task: str, name: str) -> None:
+    config = preset(task, name)
+    assert (config.task, config.preset) == (task, name)
+    assert resolve(config, []) == config
+    assert config.data.hr_size <= config.data.image_size
+
+
+@pytest.mark.parametrize("name", ["tiny"])
+def test_tiny_presets_describe_networks_that_can_be_built_and_fit_each_other(name: str) -> None:
+    autoencoder, teacher = preset("autoencoder", name), preset("teacher", name)
+    assert isinstance(teacher, TeacherRun)
+    assert teacher.model == presets.tiny()
+    assert autoencoder.model == teacher.model  # type: ignore[union-attr]
+    assert teacher.autoencoder == "tiny-autoencoder"
+    SwinUNet(teacher.model.unet)
+    VQAutoencoder(teacher.model.autoencoder)
+    assert isinstance(RSD, RSDRun)
+    assert RSD.teacher == "tiny-teacher"
+
+
+def test_the_x4_presets_are_as_published() -> None:
+    teacher, rsd = preset("teacher", "x4"), preset("rsd", "x4")
+    assert isinstance(teacher, TeacherRun)
+    assert teacher.model == presets.x4()
+    assert isinstance(rsd, RSDRun)
+    # RSD Appendix C
+    assert (rsd.steps, rsd.batch_size, rsd.fake_updates, rsd.student_timesteps) == (3000, 64, 5, 4)
+    assert (rsd.optimizer.lr, rsd.optimizer.betas, rsd.optimizer.weight_decay) == (5e-5, (0.9, 0.95), 0)
+    assert (rsd.optimizer.schedule, rsd.ema_decay, rsd.normalize) == ("constant", 0.999, True)
+    assert (rsd.data.hr_size, rsd.precision) == (256, "fp32")
+
+
+def test_unknown_presets_are_answered_with_the_known_ones() -> None:
+    with pytest.raises(ValueError, match="expected a task of autoencoder, teacher, rsd, got 'rds'"):
+        preset("rds", "tiny")
+    with pytest.raises(ValueError, match="expected a preset of tiny, x4 for rsd, got 'x2'"):
+        preset("rsd", "x2")
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [
+        ("stepz", "steps"),
+        ("batchsize", "batch_size"),
+        ("optimizer.lrr", "optimizer.lr"),
+        ("optimiser.lr", "optimizer.lr"),
+        ("learning_rate", "optimizer.lr"),
+        ("lr", "optimizer.lr"),
+        ("hr_folder", "data.hr_folder"),
+        ("data.hrfolder", "data.hr_folder"),
+        ("data.degradation.first.jpeg_qualty", "data.degradation.first.jpeg_quality"),
+        ("validation.image", "validation.images"),
+        ("fake_update", "fake_updates"),
+    ],
+)
+def test_a_typo_is_answered_with_the_nearest_key(typo: str, meant: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        resolve(RSD, [parse_assignment(f"{typo}=1")])
+    assert f"did you mean {meant!r}?" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("steps=0", "steps: Input should be greater than or equal to 1"),
+        ("steps=many", "steps: Input should be a valid integer"),
+        ("steps=1.5", "steps: Input should be a valid integer"),
+        ("optimizer.lr=-1", "optimizer.lr: Input should be greater than 0"),
+        ("optimizer.lr=nan", "optimizer.lr: Input should be greater than 0"),
+        ("optimizer.betas=[0.9]", "optimizer.betas.1: Field required"),
+        ("optimizer=3", "optimizer: Input should be a valid dictionary"),
+        ("ema_decay=1", "ema_decay: Input should be less than 1"),
+        ("precision=fp16", "precision: Input should be 'fp32' or 'bf16'"),
+        ("task=teacher", "task: Input should be 'rsd'"),
+        ("data.source=folder", "data: source 'folder' needs data.hr_folder"),
+        ("data.source=pairs", "data: source 'pairs' needs data.hr_folder"),
+        ("data.hr_folder=photos", "data: source 'generated' takes no data.hr_folder"),
+        ("data.lr_folder=photos", "data: source 'generated' takes no data.lr_folder"),
+    ],
+)
+def test_a_wrong_value_names_its_key(assignment: str, message: str) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        resolve(RSD, [parse_assignment(assignment)])
+    assert str(caught.value).startswith(f"invalid configuration: {message}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"source": "folder", "hr_folder": "a", "lr_folder": "b"}, "source 'folder' takes no data.lr_folder"),
+        ({"source": "pairs", "hr_folder": "a"}, "source 'pairs' needs data.lr_folder"),
+    ],
+)
+def test_folders_belong_to_their_source(data: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve(RSD, [{"data": data}])
+
+
+def test_a_quantized_autoencoder_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"expected model\.autoencoder\.num_codes=null"):
+        resolve(preset("autoencoder", "tiny"), [parse_assignment("model.autoencoder.num_codes=16")])
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("optimizer.lr=1e-4", {"optimizer": {"lr": 0.0001}}),
+        ("steps=10", {"steps": 10}),
+        ("optimizer.betas=[0.5, 0.9]", {"optimizer": {"betas": [0.5, 0.9]}}),
+        ("clip_norm=null", {"clip_norm": None}),
+        ("normalize=false", {"normalize": False}),
+        ("teacher=runs/a=b", {"teacher": "runs/a=b"}),
+        ("teacher=", {"teacher": None}),
+    ],
+)
+def test_assignments_are_read_as_yaml(text: str, wanted: dict[str, Any]) -> None:
+    assert parse_assignment(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["steps", "=3", "", "optimizer.betas=[0.5", "teacher=a: b: c"])
+def test_other_assignments_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="expected key=value, got"):
+        parse_assignment(text)
+
+
+def test_later_layers_win_and_leave_their_neighbours_alone() -> None:
+    layers = [{"optimizer": {"lr": 1.0, "warmup_steps": 7}}, {"steps": 5}, {"optimizer": {"lr": 2.0}}]
+    config = resolve(RSD, layers)
+    assert (config.optimizer.lr, config.optimizer.warmup_steps, config.steps) == (2.0, 7, 5)
+    assert config.optimizer.betas == RSD.optimizer.betas
+    assert config.data == RSD.data
+
+
+@pytest.mark.parametrize(("task", "name"), NAMES)
+def test_a_configuration_written_as_yaml_reads_back_equal(task: str, name: str, tmp_path: Path) -> None:
+    changed: AnyRun = resolve(
+        preset(task, name),
+        [
+            {"seed": 3, "clip_norm": 1e-05, "optimizer": {"lr": 1e-07, "betas": [0.1, 0.2]}},
+            {"data": {"source": "folder", "hr_folder": "photos/1", "degradation": {"first": {"jpeg_quality": [5, 9]}}}},
+        ],
+    )
+    path = tmp_path / "run.yaml"
+    path.write_text(to_yaml(changed))
+    assert resolve(preset(task, name), [read_yaml(path)]) == changed
+    assert changed != preset(task, name)
+
+
+def test_numbers_in_yaml_files_may_have_an_exponent_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("optimizer: {lr: 1e-4}\n")  # YAML 1.1 takes this for text
+    assert resolve(RSD, [read_yaml(path)]).optimizer.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- 1\n- 2\n", "expected keys and values in .*, got list"),
+        (b"", "expected keys and values in .*, got NoneType"),
+        (b"steps: [1\n", "expected YAML in"),
+        (b"\xff\xfe\x00", "expected YAML in"),
+    ],
+)
+def test_files_that_are_no_configuration_are_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_yaml(path)
+
+
+@pytest.mark.parametrize("name", ["missing.yaml", "."])
+def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(FileNotFoundError, match="expected a YAML file, got"):
+        read_yaml(tmp_path / name)
+
+
+def test_the_written_configuration_has_every_key() -> None:
+    assert set(yaml.safe_load(to_yaml(RSD))) == set(type(RSD).model_fields)
