@@ -56,11 +56,11 @@ def random_weights() -> Callable[..., Any]:
     def draw(network: nn.Module, seed: int = 0) -> nn.Module:
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
-            for parameter in network.parameters():
+            for name, parameter in network.named_parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=parameter[0].numel() ** -0.5, generator=generator)
-                elif not parameter.any():
-                    parameter.normal_(std=0.1, generator=generator)
+                else:  # biases, and weights of norms
+                    parameter.normal_(0.0 if name.endswith("bias") else 1.0, 0.1, generator=generator)
         return network
 
     return draw

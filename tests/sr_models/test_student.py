@@ -18,7 +18,9 @@ def pictures() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("noise_channels", [1, 4])
 @pytest.mark.parametrize("size", [0.0, 1.0, 1e4])
 @torch.no_grad()
-def test_equals_the_teacher(unet: SwinUNet, pictures: tuple[torch.Tensor, ...], noise_channels: int, size: float) -> None:
+def test_equals_the_teacher(
+    unet: SwinUNet, pictures: tuple[torch.Tensor, ...], noise_channels: int, size: float
+) -> None:
     student = make_student(unet, noise_channels).eval()
     epsilon = size * torch.randn(2, noise_channels, 8, 16, generator=torch.Generator().manual_seed(1))
     expected = unet(*pictures)

@@ -135,7 +135,7 @@ def test_film(random_weights: Callable[..., Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     x, emb = (torch.randn(shape, generator=generator) for shape in ((2, 8, 4, 4), (2, 16)))
     scale, shift = F.linear(F.silu(emb), block.film.weight, block.film.bias).split(12, dim=1)
-    h = F.group_norm(block.conv_in(F.silu(block.norm_in(x))), 4)
+    h = block.norm_out(block.conv_in(F.silu(block.norm_in(x))))
     h = h * (1 + scale[..., None, None]) + shift[..., None, None]
     torch.testing.assert_close(block(x, emb), block.skip(x) + block.conv_out(F.silu(h)), **CLOSE)
 

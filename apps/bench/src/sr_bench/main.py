@@ -40,7 +40,7 @@ def quality(
         Path | None, typer.Option(help="folder to create for result.json, table.md and the restored pictures")
     ] = None,
     seed: Annotated[int, typer.Option(help="of the models' noise")] = 0,
-    limit: Annotated[int | None, typer.Option(help="measure the first N photographs only")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="measure the first N photographs only")] = None,
     device: Annotated[str, typer.Option(help="torch device")] = "cpu",
 ) -> None:
     """Restore a folder with several methods and measure PSNR-Y, SSIM-Y, GMSD, NLPD and PIQE.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,10 +65,11 @@ def measure_folder(
     Raises:
         FileExistsError: ``out`` exists.
         FileNotFoundError: a folder or a model is missing.
-        ValueError: names or sizes of LR and HR do not fit.
+        ValueError: names or sizes of LR and HR do not fit, or the device is not there.
     """
     if out is not None and out.exists():
         raise FileExistsError(f"expected a new folder, got {out}, which exists; choose another --out")
+    check_device(device)
     pairs = match(lr_folder, hr_folder)[:limit]
     restorers = {name: restorer(name, seed, device) for name in methods}
     import pyiqa  # 10 s and heavy: only once everything else is known to be there
@@ -86,7 +88,7 @@ def measure_folder(
             for metric in METRICS:
                 values[metric.title].append(score(measures[metric.title], restored, hr))
             if out is not None:
-                write_image(out / Path(name).name / f"{lr_path.stem}.png", restored)
+                write_image(out / folder_name(name) / lr_path.relative_to(lr_folder).with_suffix(".png"), restored)
         result["methods"][name] = {"seconds_per_image": seconds / len(pairs), "per_image": values}
     result["provenance"] = provenance(command, seed, device)
     console.print(_table(result))
@@ -101,15 +103,37 @@ def match(lr_folder: Path, hr_folder: Path) -> list[tuple[Path, Path]]:
     """Pair LR and HR files by name.
 
     Raises:
-        ValueError: names that are in one folder only.
+        ValueError: names that are in one folder only, or twice in one.
     """
-    lr = {path.relative_to(lr_folder).with_suffix("").as_posix(): path for path in list_images(lr_folder)}
-    hr = {path.relative_to(hr_folder).with_suffix("").as_posix(): path for path in list_images(hr_folder)}
+    lr, hr = _by_name(lr_folder), _by_name(hr_folder)
     if missing := sorted(lr.keys() ^ hr.keys()):
         raise ValueError(
             f"expected the same names in {lr_folder} and {hr_folder}, got in one only: {', '.join(missing[:10])}"
         )
     return [(lr[name], hr[name]) for name in lr]
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in list_images(folder):
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in found:
+            raise ValueError(f"expected one file per name in {folder}, got {found[name]} and {path}; remove one")
+        found[name] = path
+    return found
+
+
+def folder_name(method: str) -> str:
+    """The folder of a method's pictures: model folders are often all called ``model``, so the whole path counts."""
+    return re.sub(r"[^\w.-]+", "_", method).strip("_")
+
+
+def check_device(name: str) -> None:
+    """Refuse a device that torch does not know or that is not there."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"expected a torch device such as cpu or cuda, got {name!r}: {error}") from error
 
 
 def restorer(name: str, seed: int, device: str) -> Callable[[Pixels, Pixels], Pixels]:

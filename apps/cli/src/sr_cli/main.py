@@ -101,6 +101,17 @@ def upscale(
     upscale_file(image, output, weights, steps=steps, seed=seed, tile=tile, device=device)
 
 
+def one_line(error: Exception) -> str:
+    """Return the message of an error on one line.
+
+    A data-loading process hands its error on with the traceback as the message; its own message stands at the end.
+    """
+    text = str(error)
+    if "Original Traceback" in text:
+        text = text[text.rindex(f"\n{type(error).__name__}: ") :].partition(": ")[2]
+    return " ".join(text.split())
+
+
 def main() -> None:
     """Run the command line; bad input ends in one line on stderr and exit code 2."""
     try:
@@ -108,7 +119,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("SR_DISTILL_DEBUG"):
             raise
-        typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+        typer.echo(f"error: {one_line(error)}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("interrupted", err=True)

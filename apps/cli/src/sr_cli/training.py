@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rich.console import Console
@@ -27,7 +28,7 @@ def run_and_tell(config: AnyRun, out: Path | None, *, command: str) -> None:
     print(f"run: {result.folder}  (open {result.folder / 'report.html'})")
     if config.task == "rsd":
         print("restore a photograph with it:")
-        print(f"  uv run sr-distill upscale photo.jpg -o out.png --weights {result.model}")
+        print(f"  uv run sr-distill upscale photo.jpg -o out.png --weights {shlex.quote(str(result.model))}")
     else:
         print(f"model: {result.model}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from distill.tasks import choose_device
-from sr_data.images import read_image, write_image
+from sr_data.images import IMAGE_SUFFIXES, read_image, write_image
 from sr_models import SuperResolver
 
 
@@ -13,6 +13,9 @@ def upscale_file(
     image: Path, output: Path | None, weights: str, *, steps: int | None, seed: int, tile: int | None, device: str
 ) -> None:
     """Restore one picture file and say where the result is."""
+    if output is not None and output.suffix.lower() not in IMAGE_SUFFIXES:
+        # write_image would say so too, but only after the work is done.
+        raise ValueError(f"expected an output ending in {', '.join(IMAGE_SUFFIXES)}, got {output}; use one of them")
     pixels = read_image(image)
     resolver = SuperResolver.from_pretrained(weights, choose_device(device))
     output = output or image.with_name(f"{image.stem}_x{resolver.scale}.png")

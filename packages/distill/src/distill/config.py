@@ -94,6 +94,7 @@ class AutoencoderRun(RunConfig):
     sigma: float = Field(default=0.1, ge=0, description="width of the latent posterior")
     l1_weight: float = Field(default=1.0, ge=0)
     mse_weight: float = Field(default=1.0, ge=0)
+    colour_weight: float = Field(default=0.5, ge=0)
     kl_weight: float = Field(default=1e-4, ge=0)
 
     @model_validator(mode="after")

@@ -27,19 +27,31 @@ class Evaluation:
 
 
 def measure(images: Tensor, reference: Tensor) -> dict[str, float]:
-    """PSNR and SSIM on Y, and sharpness: mean gradient magnitude of Y relative to the reference's.
+    """PSNR and SSIM on Y, PSNR on RGB (no luma metric shows a lost colour), and sharpness.
+
+    Sharpness is the mean gradient magnitude of Y relative to the reference's.
 
     Args:
         images: pixels [-1, 1], (B, 3, H, W).
         reference: HR images of the same shape.
     """
-    from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+    from torchmetrics.functional.image import structural_similarity_index_measure
 
     y, y_ref = luma(images), luma(reference)
-    psnr = peak_signal_noise_ratio(y, y_ref, data_range=1.0, reduction="elementwise_mean", dim=(1, 2, 3))
     ssim = structural_similarity_index_measure(y, y_ref, data_range=1.0)
     assert isinstance(ssim, Tensor)
-    return {"PSNR-Y": psnr.item(), "SSIM-Y": ssim.item(), "sharpness": (gradient(y) / gradient(y_ref)).item()}
+    return {
+        "PSNR-Y": _psnr(y, y_ref),
+        "SSIM-Y": ssim.item(),
+        "PSNR-RGB": _psnr(images.add(1).div(2), reference.add(1).div(2)),
+        "sharpness": (gradient(y) / gradient(y_ref)).item(),
+    }
+
+
+def _psnr(images: Tensor, reference: Tensor) -> float:
+    """PSNR in dB of values in [0, 1], averaged over the images."""
+    mse = (images - reference).square().flatten(1).mean(1).clamp(min=1e-10)
+    return float((-10 * mse.log10()).mean())
 
 
 def luma(images: Tensor) -> Tensor:

@@ -79,15 +79,13 @@ def choose_device(name: str) -> torch.device:
 def _autoencoder_task(config: AutoencoderRun, device: torch.device) -> Task:
     torch.manual_seed(config.seed)
     network = _place(VQAutoencoder(config.model.autoencoder), device)
+    autoencoder_objective.balance_colours_(network)
+
+    weights = autoencoder_objective.Weights(config.l1_weight, config.mse_weight, config.colour_weight, config.kl_weight)
 
     def loss(images: Tensor, generator: torch.Generator) -> ObjectiveOutput:
         noise = autoencoder_objective.noise_for(network, images, generator)
-        weights = {
-            "l1_weight": config.l1_weight,
-            "mse_weight": config.mse_weight,
-            "kl_weight": config.kl_weight,
-        }
-        return autoencoder_objective.autoencoder_loss(network, images, noise, sigma=config.sigma, **weights)
+        return autoencoder_objective.autoencoder_loss(network, images, noise, sigma=config.sigma, weights=weights)
 
     player = _player("autoencoder", network, config, loss)
     _, hr = validation_pairs(config, config.model.scale)

@@ -71,13 +71,10 @@ def swin_unet(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Sw
         ValueError: when tensors are missing, surplus or of another shape.
     """
     state = unwrap(state_dict)
-    noise_channels = 0
-    stem = "input_blocks.0.0.weight"
-    if stem in state:
-        noise_channels = max(state[stem].shape[1] - config["in_channels"], 0)
+    stem, clean = "input_blocks.0.0.weight", config["in_channels"]
+    noise_channels = int(stem in state and state[stem].shape[1:2] == (clean + 1,))
     ours = swin_unet_config(config, noise_channels=noise_channels)
     if noise_channels:
-        clean = state[stem].shape[1] - noise_channels
         state["noise"] = state[stem][:, clean:]
         state[stem] = state[stem][:, :clean]
     network = SwinUNet(ours)

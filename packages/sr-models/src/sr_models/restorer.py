@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, Self
 
@@ -63,7 +64,7 @@ class SuperResolver:
         """Restore one picture.
 
         Args:
-            image: a PIL image (converted to RGB) or (H, W, 3) uint8.
+            image: a PIL image of 8 bits a channel (converted to RGB) or (H, W, 3) uint8.
             seed: of the noise; the same seed gives the same picture.
             steps: 1, or the model's T for the whole chain; None: 1 for a student, T for a teacher.
             tile: side of the tiles in LR pixels; None: tiles of 256 for more than 512x512 LR pixels, so that memory
@@ -73,12 +74,16 @@ class SuperResolver:
             The same type as ``image``, scale times its width and height.
         """
         if isinstance(image, Image.Image):
+            if image.mode.startswith(("I", "F")):  # Pillow would clip these, not scale them
+                raise ValueError(
+                    f"expected a picture of 8 bits a channel, got mode {image.mode!r}; scale it to 8 bits first"
+                )
             return Image.fromarray(self.upscale(np.asarray(image.convert("RGB")), seed=seed, steps=steps, tile=tile))
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(
                 f"expected an RGB image (H, W, 3) of uint8, got {image.shape} of {image.dtype}; convert it first"
             )
-        lr = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float().div(127.5).sub(1.0)
+        lr = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float().div(127.5).sub(1.0)
         sr = self.restore(lr, torch.Generator().manual_seed(seed), steps=steps, tile=tile)[0]
         pixels = sr.add(1.0).mul(127.5).round().clamp(0, 255).byte()
         return pixels.permute(1, 2, 0).numpy()
@@ -95,6 +100,10 @@ class SuperResolver:
             steps: as in :meth:`upscale`.
             tile: as in :meth:`upscale`.
         """
+        if lr.ndim != 4 or lr.shape[1] != 3 or 0 in lr.shape:
+            raise ValueError(f"expected LR images (B, 3, h, w), got {tuple(lr.shape)}; convert them first")
+        if tile is not None and tile < 0:
+            raise ValueError(f"expected the side of a tile, or 0 for no tiles, got {tile}; give a positive number")
         steps = self._steps(steps)
         height, width = lr.shape[-2:]
         padded = pad_to_multiple(lr, self.lr_multiple)
@@ -123,7 +132,8 @@ class SuperResolver:
     def _restore_tiles(self, lr: Tensor, noise: Tensor, steps: int, tile: int) -> Tensor:
         """Restore tile by tile and blend the overlaps with linear ramps."""
         multiple, scale = self.lr_multiple, self.scale
-        tile = max(round_up(tile, multiple), round_up(2 * TILE_OVERLAP, multiple))
+        # Never so small that the next tile, at least a multiple further on, overlaps too little.
+        tile = round_up(max(tile, 2 * TILE_OVERLAP, TILE_OVERLAP + multiple), multiple)
         height, width = lr.shape[-2:]
         per_pixel = noise.shape[-1] / width  # latent positions per LR pixel
         out = torch.zeros(lr.shape[0], 3, height * scale, width * scale)
@@ -163,7 +173,7 @@ class SuperResolver:
         """LR height and width are padded to a multiple of this, so that latents fit the windows at every level."""
         latent = self.model.config.unet.multiple
         pixels = latent * self.model.config.autoencoder.factor
-        return max(pixels // self.scale, 1)
+        return pixels // math.gcd(pixels, self.scale)
 
 
 def upsample(lr: Tensor, scale: int) -> Tensor:

@@ -111,26 +111,31 @@ def load_model(name: str | os.PathLike[str]) -> SRModel:
         raise ValueError(
             f"expected a teacher or student in {folder}, got kind {content['kind']!r}; give another folder"
         )
-    config = _validate(ModelConfig, content["model"], folder)
+    config = _validate(ModelConfig, content, "model", folder)
     unet = SwinUNet(config.unet)
     _load_tensors(unet, folder, UNET, content)
-    if content.get("autoencoder_from"):
-        autoencoder = load_autoencoder(folder.parent / content["autoencoder_from"])
-        if autoencoder.config != config.autoencoder:
-            raise ValueError(f"expected the autoencoder of {folder}, got that of another model; restore the folder")
-    else:
-        autoencoder = VQAutoencoder(config.autoencoder)
-        _load_tensors(autoencoder, folder, AUTOENCODER, content)
-    return SRModel(content["kind"], config, _frozen(unet), _frozen(autoencoder))
+    autoencoder = load_autoencoder(folder)
+    if autoencoder.config != config.autoencoder:
+        raise ValueError(f"expected the autoencoder of {folder}, got that of another model; restore the folder")
+    return SRModel(content["kind"], config, _frozen(unet), autoencoder)
 
 
 def load_autoencoder(name: str | os.PathLike[str]) -> VQAutoencoder:
     """Read the autoencoder of an autoencoder folder or of a model folder; raises like :func:`load_model`."""
     folder = find(name)
     content = _read_config(folder)
-    if content["kind"] != "autoencoder":
-        return load_model(folder).autoencoder
-    autoencoder = VQAutoencoder(_validate(AutoencoderConfig, content["autoencoder"], folder))
+    if (neighbour := content.get("autoencoder_from")) is not None:
+        if not isinstance(neighbour, str) or neighbour in ("", "..") or Path(neighbour).name != neighbour:
+            raise ValueError(f"expected autoencoder_from to name a neighbouring folder in {folder}, got {neighbour!r}")
+        folder = find(folder.parent / neighbour)
+        content = _read_config(folder)
+        if content.get("autoencoder_from") is not None:
+            raise ValueError(f"expected a folder with an autoencoder of its own, got {folder}; name another one")
+    if content["kind"] == "autoencoder":
+        config = _validate(AutoencoderConfig, content, "autoencoder", folder)
+    else:
+        config = _validate(ModelConfig, content, "model", folder).autoencoder
+    autoencoder = VQAutoencoder(config)
     _load_tensors(autoencoder, folder, AUTOENCODER, content)
     return _frozen(autoencoder)
 
@@ -180,19 +185,24 @@ def _read_config(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text())
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"expected JSON in {path}, got something else ({error}); restore the folder") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT or not {"kind", "sha256"} <= set(content):
+    if not (
+        isinstance(content, dict)
+        and content.get("format") == FORMAT
+        and "kind" in content
+        and isinstance(content.get("sha256"), dict)
+    ):
         raise ValueError(
             f"expected a model folder of format {FORMAT}, got another {CONFIG} in {folder}; give a model folder"
         )
     return content
 
 
-def _validate(kind: type[Config], fields: Any, folder: Path) -> Config:
+def _validate(kind: type[Config], content: Mapping[str, Any], key: str, folder: Path) -> Config:
     try:
-        return kind.model_validate(fields)
+        return kind.model_validate(content.get(key))
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        place = ".".join(str(part) for part in (key, *first["loc"]))
         raise ValueError(f"expected a valid {folder / CONFIG}, got a wrong {place}: {first['msg']}") from error
 
 

@@ -6,22 +6,40 @@ Decoding a noisy latent makes neighbouring latents decode alike, which is what a
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from distill.objectives.output import ObjectiveOutput, mean_output
 from sr_models import VQAutoencoder
 
+BRIGHTNESS = ((0.5, 0.5, 0.5),)
+OPPONENT = ((3.3, 0.0, -3.3), (-3.2, 6.4, -3.2))
+"""Red - blue and green - magenta from RGB, scaled to unit variance over the generated images (pixels [-1, 1])."""
+
+
+class Weights(NamedTuple):
+    """Weights of the terms, each a mean over a sample's elements.
+
+    Args:
+        l1: of |x - x_hat|.
+        mse: of (x - x_hat)^2.
+        colour: of the squared errors along red-blue and green-magenta, pooled over one latent position, relative to
+            their variance in pictures. Colour varies much less than brightness; without this term a small latent leaves
+            green-magenta out, and no luma metric tells.
+        kl: of the KL divergence.
+    """
+
+    l1: float
+    mse: float
+    colour: float
+    kl: float
+
 
 def autoencoder_loss(
-    network: VQAutoencoder,
-    images: Tensor,
-    noise: Tensor,
-    *,
-    sigma: float,
-    l1_weight: float,
-    mse_weight: float,
-    kl_weight: float,
+    network: VQAutoencoder, images: Tensor, noise: Tensor, *, sigma: float, weights: Weights
 ) -> ObjectiveOutput:
     """Reconstruction loss and KL divergence, per sample.
 
@@ -30,16 +48,34 @@ def autoencoder_loss(
         images: pixels [-1, 1], (B, 3, H, W).
         noise: N(0, 1), (B, C, H/f, W/f).
         sigma: standard deviation of the posterior, in unscaled latent units.
-        l1_weight: weight of mean |x - x_hat|.
-        mse_weight: weight of mean (x - x_hat)^2.
-        kl_weight: weight of the KL divergence, mean over latent elements.
+        weights: of the terms.
     """
     z = network.encode(images)
     reconstruction = network.decode(z + sigma * network.config.latent_scale * noise).float()
     error = reconstruction - images
-    l1, mse = error.abs().flatten(1).mean(1), error.square().flatten(1).mean(1)
-    kl = (z.float() / network.config.latent_scale).square().flatten(1).mean(1) / 2
-    return mean_output(l1_weight * l1 + mse_weight * mse + kl_weight * kl, l1=l1.mean(), mse=mse.mean(), kl=kl.mean())
+    pooled = F.avg_pool2d(error, network.config.factor)
+    opponent = torch.einsum("ac,bchw->bahw", pooled.new_tensor(OPPONENT), pooled)
+    terms = {
+        "l1": _mean(error.abs()),
+        "mse": _mean(error.square()),
+        "colour": _mean(opponent.square()),
+        "kl": _mean((z.float() / network.config.latent_scale).square()) / 2,
+    }
+    loss = weights.l1 * terms["l1"] + weights.mse * terms["mse"]
+    loss = loss + weights.colour * terms["colour"] + weights.kl * terms["kl"]
+    return mean_output(loss, **{name: value.mean() for name, value in terms.items()})
+
+
+@torch.no_grad()
+def balance_colours_(network: VQAutoencoder) -> None:
+    """Make a fresh encoder see brightness and both colour axes at about unit variance, in place.
+
+    The first convolution is multiplied by that change of axes, which it could as well have been drawn with. Otherwise
+    green-magenta starts a hundred times weaker than brightness in variance and is not learned in thousands of steps.
+    """
+    weight = network.encoder.conv_in.weight
+    axes = weight.new_tensor(BRIGHTNESS + OPPONENT)
+    weight.copy_(torch.einsum("oahw,ac->ochw", weight, axes))
 
 
 def noise_for(network: VQAutoencoder, images: Tensor, generator: torch.Generator) -> Tensor:
@@ -48,3 +84,8 @@ def noise_for(network: VQAutoencoder, images: Tensor, generator: torch.Generator
     factor = network.config.factor
     shape = (batch, network.config.latent_channels, height // factor, width // factor)
     return torch.randn(shape, generator=generator).to(images.device)
+
+
+def _mean(values: Tensor) -> Tensor:
+    """Mean of each sample, (B, ...) -> (B,)."""
+    return values.flatten(1).mean(1)

@@ -19,7 +19,7 @@ def autoencoder() -> AutoencoderRun:
     """Return the run that made the shipped ``tiny-autoencoder``."""
     return AutoencoderRun(
         preset="tiny",
-        steps=3000,
+        steps=2500,
         batch_size=16,
         log_every=20,
         precision="bf16",
