@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.config import AnyRun, RSDRun, TeacherRun, parse_assignment, read_yaml, resolve, to_yaml
+from distill.config import AnyRun, AutoencoderRun, RSDRun, TeacherRun, parse_assignment, read_yaml, resolve, to_yaml
 from distill.presets import PRESETS, preset
 from sr_models import SwinUNet, VQAutoencoder, presets
 
@@ -24,12 +24,11 @@ def test_every_preset_is_complete_and_says_what_it_is(task: str, name: str) -> N
     assert config.data.hr_size <= config.data.image_size
 
 
-@pytest.mark.parametrize("name", ["tiny"])
-def test_tiny_presets_describe_networks_that_can_be_built_and_fit_each_other(name: str) -> None:
-    autoencoder, teacher = preset("autoencoder", name), preset("teacher", name)
+def test_the_tiny_presets_describe_networks_that_can_be_built_and_fit_each_other() -> None:
+    autoencoder, teacher = preset("autoencoder", "tiny"), preset("teacher", "tiny")
+    assert isinstance(autoencoder, AutoencoderRun)
     assert isinstance(teacher, TeacherRun)
-    assert teacher.model == presets.tiny()
-    assert autoencoder.model == teacher.model  # type: ignore[union-attr]
+    assert autoencoder.model == teacher.model == presets.tiny()
     assert teacher.autoencoder == "tiny-autoencoder"
     SwinUNet(teacher.model.unet)
     VQAutoencoder(teacher.model.autoencoder)
@@ -62,8 +61,7 @@ def test_unknown_presets_are_answered_with_the_known_ones() -> None:
         ("stepz", "steps"),
         ("batchsize", "batch_size"),
         ("optimizer.lrr", "optimizer.lr"),
-        ("optimiser.lr", "optimizer.lr"),
-        ("learning_rate", "optimizer.lr"),
+        ("optimiser.lr", "optimizer"),
         ("lr", "optimizer.lr"),
         ("hr_folder", "data.hr_folder"),
         ("data.hrfolder", "data.hr_folder"),
@@ -77,6 +75,11 @@ def test_a_typo_is_answered_with_the_nearest_key(typo: str, meant: str) -> None:
         resolve(RSD, [parse_assignment(f"{typo}=1")])
     assert f"did you mean {meant!r}?" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_word_like_no_key_is_answered_with_where_the_keys_are() -> None:
+    with pytest.raises(ValueError, match="unknown configuration key 'xyz'; --print-config shows all keys"):
+        resolve(RSD, [{"xyz": 1}])
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,9 @@ class Linear:
 
     def __call__(self, z_t: Tensor, lr: Tensor, t: Tensor, noise: Tensor | None = None) -> Tensor:
         shape = (-1, 1, 1, 1)
-        result = self.slope[t].view(shape) * z_t + self.offset[t].view(shape) + self.gain * lr.mean((1, 2, 3)).view(shape)
+        result = (
+            self.slope[t].view(shape) * z_t + self.offset[t].view(shape) + self.gain * lr.mean((1, 2, 3)).view(shape)
+        )
         return result if noise is None else result + 0.5 * noise
 
     def numpy(self, z_t: np.ndarray, lr: np.ndarray, t: np.ndarray, noise: np.ndarray | float = 0.0) -> np.ndarray:
@@ -232,37 +234,52 @@ def test_draws_belong_to_their_generator(latents: Latents) -> None:
 
 
 class LinearAutoencoder:
-    """Latent 0.5 x times the scale; decoded with a gain of 3."""
+    """Latent 0.5 x times the scale; decoded with a gain of 3 on red."""
 
-    config = SimpleNamespace(latent_scale=2.5, latent_channels=3, factor=1)
+    config = SimpleNamespace(latent_scale=2.5, latent_channels=3, factor=2)
 
     def encode(self, x: Tensor) -> Tensor:
         return 0.5 * x * self.config.latent_scale
 
     def decode(self, z: Tensor) -> Tensor:
-        return 3.0 * z / self.config.latent_scale
+        return torch.tensor([3.0, 2.0, 2.0])[:, None, None] * z / self.config.latent_scale
 
 
 def test_autoencoder_loss_is_reconstruction_and_divergence_in_unscaled_latents() -> None:
     rng = np.random.default_rng(0)
-    images, noise = rng.uniform(-1, 1, (4, 3, 5, 5)), rng.normal(size=(4, 3, 5, 5))
-    weights = {"l1_weight": 0.7, "mse_weight": 1.3, "kl_weight": 0.2}
-    network = LinearAutoencoder()
+    images, noise = rng.uniform(-1, 1, (4, 3, 4, 6)), rng.normal(size=(4, 3, 4, 6))
+    weights = autoencoder.Weights(l1=0.7, mse=1.3, colour=0.4, kl=0.2)
     output = autoencoder.autoencoder_loss(
-        network,  # type: ignore[arg-type]
+        LinearAutoencoder(),  # type: ignore[arg-type]
         torch.from_numpy(images),
         torch.from_numpy(noise),
         sigma=0.1,
-        **weights,
+        weights=weights,
     )
-    error = 3 * (0.5 * images + 0.1 * noise) - images
+    error = np.array([3, 2, 2])[:, None, None] * (0.5 * images + 0.1 * noise) - images
     l1, mse = np.abs(error).mean((1, 2, 3)), np.square(error).mean((1, 2, 3))
+    red, green, blue = error.reshape(4, 3, 2, 2, 3, 2).mean((3, 5)).transpose(1, 0, 2, 3)
+    colour = np.stack((3.3 * (red - blue), 6.4 * (green - (red + blue) / 2)), axis=1)
+    colour = np.square(colour).mean((1, 2, 3))
     kl = np.square(0.5 * images).mean((1, 2, 3)) / 2
-    wanted = 0.7 * l1 + 1.3 * mse + 0.2 * kl
+    wanted = 0.7 * l1 + 1.3 * mse + 0.4 * colour + 0.2 * kl
     np.testing.assert_allclose(output.per_sample, wanted, rtol=1e-5)
     assert output.loss.item() == pytest.approx(wanted.mean(), rel=1e-5)
     metrics = {name: value.item() for name, value in output.metrics.items()}
-    assert metrics == pytest.approx({"l1": l1.mean(), "mse": mse.mean(), "kl": kl.mean()}, rel=1e-5)
+    means = {"l1": l1.mean(), "mse": mse.mean(), "colour": colour.mean(), "kl": kl.mean()}
+    assert metrics == pytest.approx(means, rel=1e-5)
+
+
+def test_a_balanced_encoder_sees_brightness_and_the_two_colour_axes() -> None:
+    torch.manual_seed(0)
+    convolution = torch.nn.Conv2d(3, 5, 3)
+    network = SimpleNamespace(encoder=SimpleNamespace(conv_in=convolution))
+    red, green, blue = images = torch.rand(3, 2, 8, 8) * 2 - 1
+    axes = torch.stack((0.5 * (red + green + blue), 3.3 * (red - blue), 6.4 * (green - (red + blue) / 2)), dim=1)
+    wanted = convolution(axes)
+    autoencoder.balance_colours_(network)  # type: ignore[arg-type]
+    assert torch.allclose(convolution(images.transpose(0, 1)), wanted, atol=1e-5)
+    assert convolution.weight.requires_grad
 
 
 def test_autoencoder_noise_has_the_latents_shape_and_belongs_to_its_generator() -> None:

@@ -71,8 +71,7 @@ def test_rsd_run(rsd_run: RSDRun, tmp_path: Path) -> None:
     model, teacher = load_model(result.model), load_model(config.teacher)
     assert model.kind == "student"
     assert all(
-        torch.equal(a, b)
-        for a, b in zip(model.autoencoder.parameters(), teacher.autoencoder.parameters(), strict=True)
+        torch.equal(a, b) for a, b in zip(model.autoencoder.parameters(), teacher.autoencoder.parameters(), strict=True)
     )
 
 
@@ -102,7 +101,7 @@ def test_an_existing_folder_is_refused_and_left_alone(rsd_run: RSDRun, tmp_path:
     out = tmp_path / "run"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match="expected a new folder, got .*choose another --out"):
+    with pytest.raises(FileExistsError, match=r"expected a new folder, got .*choose another --out"):
         train(rsd_run, out=out, quiet=True)
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
     assert (out / "notes.txt").read_text() == "mine"
@@ -206,5 +205,5 @@ def test_validation_pictures_are_not_trained_on(rsd_run: RSDRun) -> None:
 def test_devices() -> None:
     assert choose_device("cpu").type == "cpu"
     assert choose_device("auto").type in ("cpu", "cuda", "mps")
-    with pytest.raises(ValueError, match="expected a device of .*cpu, got 'gpu'"):
+    with pytest.raises(ValueError, match=r"expected a device of .*cpu, got 'gpu'"):
         choose_device("gpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import shutil
 import subprocess
@@ -14,8 +15,6 @@ import pytest
 from PIL import Image
 
 from sr_data.images import write_image
-
-QUICK = ("--set", "data.workers=0", "--steps", "1")
 
 
 def noise(path: Path, size: int = 64) -> Path:
@@ -135,6 +134,7 @@ def test_bad_upscale_input_is_refused_in_one_line(run: Any, trained: Any, photo:
         ([photo, "--weights", unreadable], "expected JSON"),
         ([photo, "--steps", "4"], "expected steps=1 for this student, got 4"),
         ([photo, "--weights", trained.teacher, "--steps", "2"], "expected steps=1 or 4 for this teacher, got 2"),
+        ([photo, "--tile", "-1"], "expected the side of a tile"),
         ([photo, "--device", "gpu"], "expected a device of"),
     ]
     files = sorted(tmp_path.rglob("*"))
@@ -165,6 +165,8 @@ def test_a_run_ends_with_its_table_and_the_next_command(run: Any, trained: Any, 
     assert "student 1 step" in outcome.out
     assert "teacher 4 steps" in outcome.out
     assert str(out / "report.html") in outcome.out
+    recorded = json.loads((out / "summary.json").read_text())["command"]
+    assert shlex.split(recorded) == ["sr-distill", "train", "rsd", *map(str, options[:-2])]  # all but --out
     command = shlex.split(outcome.out.strip().splitlines()[-1])
     assert command[:4] == ["uv", "run", "sr-distill", "upscale"]
     command = [str(tmp_path / word) if word in ("photo.jpg", "out.png") else word for word in command[2:]]

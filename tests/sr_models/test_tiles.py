@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def test_spans(multiple: int, tile: int, count: int) -> None:
     for span in spans:
         assert span.stop - span.start == min(tile, length)
         assert span.start % multiple == span.stop % multiple == 0
-    for span, following in zip(spans, spans[1:], strict=False):
+    for span, following in pairwise(spans):
         assert span.start < following.start <= span.stop - overlap
 
 
@@ -50,11 +51,11 @@ def test_tiles_line_up(
     """Where restoring is local, tiles give the whole picture: each sees its own piece of LR image and noise."""
     resolver = SuperResolver(build_model(kind, scale=scale))
     sizes = record_tiles(resolver, monkeypatch)
-    lr = torch.rand(2, 3, 150, 201, generator=torch.Generator().manual_seed(0))
+    lr = torch.rand(2, 3, 90, 140, generator=torch.Generator().manual_seed(0))
     whole, tiled = (resolver.restore(lr, torch.Generator().manual_seed(1), tile=tile) for tile in (0, 70))
-    assert tiled.shape == (2, 3, 150 * scale, 201 * scale)
+    assert tiled.shape == (2, 3, 90 * scale, 140 * scale)
     torch.testing.assert_close(tiled, whole, rtol=0.0, atol=1e-5)
-    assert len(sizes) > 10
+    assert len(sizes) >= 1 + 6
     assert all(size == (-(-70 // multiple) * multiple,) * 2 for size in sizes[1:])
 
 
@@ -73,8 +74,8 @@ def test_overlaps_fade(build_model: Build, monkeypatch: pytest.MonkeyPatch, wind
     monkeypatch.setattr(resolver, "_restore_whole", alternate)
     sr = resolver.restore(torch.zeros(1, 3, 16, 300), torch.Generator(), tile=1)
     assert count[0] > 2
-    assert sr.min() == 0.0
-    assert sr.max() == 1.0
+    assert sr.min() < 0.01
+    assert sr.max() > 0.99
     assert sr.diff(dim=-1).abs().max() <= 1.01 / (4 * TILE_OVERLAP) * 2
 
 
@@ -92,10 +93,10 @@ def test_large_pictures_are_tiled_by_themselves(build_model: Build, monkeypatch:
 def test_tiles_of_a_real_network(build_model: Build) -> None:
     """Norms see a tile instead of the picture: not equal, but restored all over and reproducible."""
     resolver = SuperResolver(build_model("student"))
-    lr = torch.rand(1, 3, 72, 100, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    lr = torch.rand(1, 3, 8, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
     whole, tiled, again = (resolver.restore(lr, torch.Generator().manual_seed(1), tile=tile) for tile in (0, 64, 64))
     assert torch.equal(tiled, again)
-    assert tiled.shape == whole.shape == (1, 3, 288, 400)
+    assert tiled.shape == whole.shape == (1, 3, 32, 384)
     assert not torch.equal(tiled, whole)
     assert (tiled - whole).abs().mean() < 0.5 * whole.std()
 

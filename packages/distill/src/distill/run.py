@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from distill.card import write_card
 from distill.config import AnyRun, to_yaml
 from distill.evaluation import Evaluation
 from distill.pictures import save_grid
@@ -25,6 +26,7 @@ from distill.progress import Progress
 from distill.report import write_report
 from distill.tasks import Task, build_task
 from sr_models.layers import count_parameters
+from sr_models.store import read_about
 
 MODEL = "model"
 
@@ -84,6 +86,7 @@ def train(config: AnyRun, *, out: Path | None = None, command: str = "", quiet: 
         "after": after.rows,
     }
     task.save(folder / MODEL, {key: value for key, value in summary.items() if key not in ("before", "after")})
+    write_card(folder / MODEL, summary, read_about(folder / MODEL)["sha256"])
     save_grid(folder / "grid.png", after.pictures)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     write_report(folder, summary, (folder / "config.yaml").read_text())

@@ -1,0 +1,89 @@
+"""Every command of the READMEs is run, in the order in which they stand, with a small budget."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sr_data.images import write_image
+from sr_models.store import shipped
+
+READMES = ("README.md", "apps/cli/README.md", "apps/bench/README.md", "packages/distill/README.md")
+SMALL = shlex.split(
+    "--steps 1 --set batch_size=2 --set validation.images=1 --set validation.hr_size=64 --set data.workers=0"
+)
+KNOWN: dict[str, list[str]] = {
+    # command of a README -> options that make it small
+    "sr-distill train rsd": SMALL,
+    "sr-distill train teacher": SMALL,
+    "sr-distill train autoencoder": SMALL,
+    "sr-distill train rsd --print-config": [],
+    "sr-distill train rsd --data photos/ --steps 1000 --set optimizer.lr=5e-5": SMALL,
+    "sr-distill train rsd --print-config > run.yaml": [],
+    "sr-distill train rsd --config run.yaml": SMALL,
+    "sr-distill upscale photo.jpg": [],
+    "sr-distill upscale photo.jpg -o out.png --weights runs/rsd-tiny-001/model": [],
+    "sr-bench quality --lr lr/ --hr hr/ --method bicubic --method tiny-student --out result": [],
+}
+
+# The models that ship are needed by all that runs here.
+needs_shipped = pytest.mark.skipif("tiny-student" not in shipped(), reason="the small models are not in this tree yet")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of the bash blocks that start one of our commands, without ``uv run`` and comments."""
+    lines = [line for block in blocks(page, "bash") for line in block.replace("\\\n", " ").splitlines()]
+    words = [shlex.split(line, comments=True) for line in lines]
+    return [" ".join(word[2:]) for word in words if word[:2] == ["uv", "run"] and word[2].startswith("sr-")]
+
+
+@pytest.mark.parametrize("readme", READMES)
+def test_every_command_of_a_readme_is_known_here(repository: Path, readme: str) -> None:
+    found = commands(repository / readme)
+    assert [command for command in found if command not in KNOWN] == [], "add it to KNOWN with a small budget"
+    assert found or readme == "packages/distill/README.md"
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What the READMEs take for granted: photo.jpg, photos/, lr/ and hr/."""
+    rng = np.random.default_rng(0)
+    sizes = {"photo.jpg": (30, 22), "photos/a.jpg": (96, 80), "photos/b.png": (64, 64), "lr/a.png": (16, 16)}
+    for name, (width, height) in {**sizes, "hr/a.png": (64, 64)}.items():
+        write_image(tmp_path / name, rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@needs_shipped
+@pytest.mark.parametrize("readme", READMES)
+def test_the_commands_of_a_readme_run_in_order(run: Any, repository: Path, workplace: Path, readme: str) -> None:
+    for command in commands(repository / readme):
+        words, _, written = command.partition(" > ")
+        outcome = run(*words.split(), *KNOWN[command])
+        assert outcome.code == 0, (command, outcome.err)
+        if written:
+            (workplace / written).write_text(outcome.out)
+        if " upscale " in command:
+            path = Path("out.png" if "-o out.png" in command else "photo_x4.png")
+            with Image.open(path) as image:
+                assert image.size == (120, 88)
+            path.unlink()
+
+
+@needs_shipped
+def test_the_python_of_the_readme_runs(repository: Path, workplace: Path) -> None:
+    for source in blocks(repository / "README.md", "python"):
+        exec(compile(source, "README.md", "exec"), {})
+    with Image.open(workplace / "out.png") as image:
+        assert image.size == (120, 88)
