@@ -67,7 +67,6 @@ def test_student_of_a_student_is_refused(unet: SwinUNet) -> None:
         make_student(make_student(unet))
 
 
-@pytest.mark.xfail(strict=True, reason="the copy is float32 on the CPU whatever the teacher is")
 def test_student_keeps_the_teachers_precision_and_device(unet: SwinUNet) -> None:
     assert {parameter.dtype for parameter in make_student(unet.double()).parameters()} == {torch.float64}
     meta = make_student(SwinUNet(unet.config).to("meta"))

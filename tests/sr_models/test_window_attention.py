@@ -114,7 +114,6 @@ def test_mask_cached_under_inference_serves_training(attention: WindowAttention)
     assert attention.relative_position_bias.grad is not None
 
 
-@pytest.mark.xfail(strict=True, reason="the cached mask follows the default device and dtype of its first caller")
 def test_mask_cached_under_another_default_serves_the_cpu(attention: WindowAttention) -> None:
     with torch.device("meta"):
         shift_mask(24, 28, 4, 2, "swin")

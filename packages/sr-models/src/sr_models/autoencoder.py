@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple, Self
 
+import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -118,8 +119,9 @@ class VQAutoencoder(nn.Module):
         batch, channels, height, width = z.shape
         flat = z.permute(0, 2, 3, 1).reshape(-1, channels).float()
         weight = self.codebook.weight.float()
-        # argmin |z - e|^2 = argmin |e|^2 - 2 z.e: the term |z|^2 is the same for all codes.
-        codes = (weight.square().sum(1) - 2 * flat @ weight.T).argmin(1)
+        # argmin |z - e|^2 = argmin |e|^2 - 2 z.e: the term |z|^2 is the same for all codes. Autocast would round it.
+        with torch.autocast(z.device.type, enabled=False):
+            codes = (weight.square().sum(1) - 2 * flat @ weight.T).argmin(1)
         snapped = self.codebook(codes).view(batch, height, width, channels).permute(0, 3, 1, 2)
         return Quantized(z + (snapped.to(z.dtype) - z).detach(), codes.view(batch, height, width))
 

@@ -49,6 +49,18 @@ class ModelConfig(BaseModel):
                 f"expected unet.latent_channels and unet.out_channels equal to the autoencoder's {latent}, "
                 f"got {self.unet.latent_channels} and {self.unet.out_channels}"
             )
+        factor = self.autoencoder.factor
+        if max(factor, self.scale) % min(factor, self.scale):
+            raise ValueError(
+                f"expected scale to divide the autoencoder's factor {factor} or the reverse, got {self.scale}"
+            )
+        # An LR image larger than the latent is pixel-unshuffled, a smaller one resized (SwinUNet.forward).
+        expected = 3 * max(factor // self.scale, 1) ** 2
+        if self.unet.condition_channels not in (0, expected):
+            raise ValueError(
+                f"expected unet.condition_channels={expected} for scale {self.scale} and factor {factor}, "
+                f"got {self.unet.condition_channels}"
+            )
         return self
 
 

@@ -21,7 +21,9 @@ def make_student(teacher: SwinUNet, noise_channels: int = NOISE_CHANNELS) -> Swi
     """
     if teacher.config.noise_channels:
         raise ValueError("expected a teacher without noise channels, got a student; pass the teacher it came from")
+    like = next(teacher.parameters())
     student = SwinUNet(teacher.config.model_copy(update={"noise_channels": noise_channels}))
+    student.to(device=like.device, dtype=like.dtype)
     state = student.state_dict()
     state.update(copy.deepcopy(teacher.state_dict()))  # leaves noise_stem, which is zero
     student.load_state_dict(state)

@@ -56,11 +56,24 @@ class SwinUNetConfig(BaseModel):
             raise ValueError(f"expected one res_blocks entry per level ({levels}), got {self.res_blocks}")
         if any(level not in range(levels) for level in self.attention_levels):
             raise ValueError(f"expected attention_levels within 0..{levels - 1}, got {self.attention_levels}")
+        smallest = self.image_size >> (levels - 1)
+        if smallest < 1:
+            raise ValueError(
+                f"expected image_size of at least {1 << (levels - 1)} for {levels} levels, got {self.image_size}"
+            )
+        native = [self.image_size >> level for level in range(levels)]
+        if any(size < self.window_size and self.window_size % size for size in native):
+            raise ValueError(
+                f"expected window_size={self.window_size} to be a multiple of every native size below it, got {native}"
+            )
         if self.swin_embed_channels % self.head_channels:
             raise ValueError(
                 f"expected swin_embed_channels to be a multiple of head_channels={self.head_channels}, "
                 f"got {self.swin_embed_channels}"
             )
+        widths = [self.swin_embed_channels, *(self.base_channels * m for m in self.channel_multipliers)]
+        if any(width % self.norm_groups for width in widths):
+            raise ValueError(f"expected channels that divide into norm_groups={self.norm_groups}, got {widths}")
         return self
 
     @property
@@ -360,17 +373,20 @@ def shift_mask(height: int, width: int, window: int, shift: int, kind: ShiftMask
         (windows, window^2, window^2) float32 on the CPU: 0 within a region, -100 across. Cached per size.
     """
 
+    def axis(length: int) -> Tensor:
+        return torch.arange(length, device="cpu")  # whatever the default device of the first caller
+
     def wrapped(length: int) -> Tensor:
-        return torch.arange(length) >= length - shift
+        return axis(length) >= length - shift
 
     if kind == "published":
-        bottom = torch.arange(height) >= height - window
-        right = torch.arange(width) % window >= window - shift
+        bottom = axis(height) >= height - window
+        right = axis(width) % window >= window - shift
         label = (bottom[:, None] & right[None, :]).long()
     else:
         label = 2 * wrapped(height).long()[:, None] + wrapped(width).long()[None, :]
     label = rearrange(label, "(nh wh) (nw ww) -> (nh nw) (wh ww)", wh=window, ww=window)
-    return torch.where(label[:, None, :] == label[:, :, None], 0.0, -100.0)
+    return (label[:, None, :] != label[:, :, None]).to(torch.float32) * -100.0
 
 
 def timestep_embedding(time_index: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:

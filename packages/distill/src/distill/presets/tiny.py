@@ -37,7 +37,7 @@ def teacher() -> TeacherRun:
     """Return the run that made the shipped ``tiny-teacher``."""
     return TeacherRun(
         preset="tiny",
-        steps=7000,
+        steps=5000,
         batch_size=16,
         log_every=20,
         precision="bf16",

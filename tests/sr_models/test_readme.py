@@ -1,0 +1,72 @@
+"""The examples of the package's README run, and what it says of the published sizes is so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from sr_models import SRModel, reference, store
+from sr_models.presets import x4
+
+PACKAGE = Path("packages/sr-models")
+
+
+@pytest.fixture
+def examples(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    monkeypatch.chdir(tmp_path)
+    return re.findall(r"^```python\n(.*?)^```$", (repository / PACKAGE / "README.md").read_text(), re.M | re.S)
+
+
+def run(example: str) -> dict[str, Any]:
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(example, "README.md", "exec"), names)
+    return names
+
+
+@pytest.mark.skipif(
+    "tiny-student" not in store.shipped(), reason="the small models do not lie in sr_models/weights yet"
+)
+def test_restore(examples: list[str]) -> None:
+    Image.linear_gradient("L").resize((24, 16)).save("photo.jpg")
+    run(examples[0])
+    assert Image.open("out.png").size == (96, 64)
+
+
+def test_distil_and_store(examples: list[str]) -> None:
+    run(examples[1])
+    assert {path.name for path in Path("my-student").iterdir()} == {store.CONFIG, store.UNET, store.AUTOENCODER}
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_convert(examples: list[str], build_model: Callable[..., SRModel], kind: str) -> None:
+    """With our smaller networks under the published names."""
+    names = run(examples[2])
+    assert len(examples) == 3
+    assert reference.swin_unet_config(names["UNET"]) == x4().unet
+    assert reference.autoencoder_config(names["AUTOENCODER"]) == x4().autoencoder
+
+    names["UNET"] |= {"image_size": 8, "model_channels": 32, "channel_mult": [1], "num_res_blocks": [1]}
+    names["UNET"] |= {"attention_resolutions": [8], "swin_embed_dim": 32}
+    names["AUTOENCODER"] |= {"n_embed": 8}
+    names["AUTOENCODER"]["ddconfig"] |= {"ch": 32, "num_res_blocks": 1}
+    noise_channels = int(kind == "student")
+    unet_config = reference.swin_unet_config(names["UNET"], noise_channels=noise_channels)
+    unet = store.SwinUNet(unet_config)
+    autoencoder = store.VQAutoencoder(reference.autoencoder_config(names["AUTOENCODER"]))
+    theirs = {theirs: unet.state_dict()[ours] for ours, theirs in reference.swin_unet_names(unet_config)}
+    if noise_channels:
+        stem = "input_blocks.0.0.weight"
+        theirs[stem] = torch.cat([theirs[stem], theirs.pop("noise")], dim=1)
+    torch.save({"state_dict": theirs}, "unet.pth")
+    own = autoencoder.state_dict()
+    torch.save({theirs: own[ours] for ours, theirs in reference.autoencoder_names(autoencoder.config)}, "f4.pth")
+    names["convert"](Path("unet.pth"), Path("f4.pth"), Path("converted"))
+    loaded = store.load_model("converted")
+    assert (loaded.kind, loaded.config.unet) == (kind, unet_config)
+    assert all(torch.equal(tensor, unet.state_dict()[name]) for name, tensor in loaded.unet.state_dict().items())
