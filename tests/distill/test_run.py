@@ -12,7 +12,17 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from distill.config import AutoencoderRun, DataConfig, RSDRun, RunConfig, TeacherRun, read_yaml, resolve, to_yaml
+from distill.config import (
+    AutoencoderRun,
+    DataConfig,
+    RSDRun,
+    RunConfig,
+    TeacherRun,
+    ValidationConfig,
+    read_yaml,
+    resolve,
+    to_yaml,
+)
 from distill.run import RunResult, create_folder, train
 from distill.tasks import build_task, choose_device
 from sr_data.images import write_image
@@ -144,11 +154,12 @@ def test_bad_input_leaves_no_folder(
         (rsd_run, data(source="folder", hr_folder=tmp_path / "none"), "no such folder"),
         (rsd_run, data(source="pairs", hr_folder=large, lr_folder=other), "expected the same names"),
         (rsd_run, data(source="pairs", hr_folder=large, lr_folder=small), "exactly 4 times"),
-        (rsd_run, {"data": DataConfig(hr_size=34, workers=0)}, "divisible by the scale, got 34 and 4"),
+        (rsd_run, {"data": DataConfig(hr_size=34, workers=0)}, "got 34"),
         (teacher_run, {"autoencoder": str(tmp_path / "none")}, "expected a model folder"),
         (autoencoder_run, data(**folder), "expected images of at least 32x32 pixels"),
         (autoencoder_run, data(source="pairs", hr_folder=large, lr_folder=photos(tmp_path / "lr", 16)), "HR images"),
-        (autoencoder_run, {"data": DataConfig(hr_size=34, workers=0)}, "34"),
+        (autoencoder_run, {"data": DataConfig(hr_size=34, workers=0)}, "multiple of the autoencoder's 4, got 34"),
+        (autoencoder_run, {"validation": ValidationConfig(hr_size=34)}, r"validation\.hr_size .*got 34"),
     ]
     out = tmp_path / "run"
     for run, update, message in cases:

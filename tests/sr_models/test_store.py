@@ -137,6 +137,7 @@ def test_nothing_half_written_is_left(
 
     def fail_at_the_second(tensors: Any, path: Path) -> None:
         calls.append(path)
+        assert not (tmp_path / "student").exists(), "a process that dies now leaves half a folder"
         if len(calls) == 2:
             raise error
         original(tensors, path)

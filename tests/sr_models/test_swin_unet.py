@@ -192,7 +192,7 @@ def test_group_norm_statistics(dtype: torch.dtype, parameters: torch.dtype) -> N
     out = norm(x)
     assert out.dtype == dtype
     exact = 1.5 * F.group_norm(x.double(), 4)
-    torch.testing.assert_close(out, exact.to(dtype), rtol=0.0, atol=1e-3 if dtype == torch.float64 else 0.02)
+    torch.testing.assert_close(out, exact.to(dtype), rtol=0.0, atol=1e-9 if dtype == torch.float64 else 0.02)
 
 
 def test_statistics_are_computed_in_float32() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sr_models.restorer import upsample
 
-METRICS = ("PSNR-Y", "SSIM-Y", "sharpness")
+METRICS = ("PSNR-Y", "SSIM-Y", "PSNR-RGB", "sharpness")
 
 
 @dataclass(frozen=True)

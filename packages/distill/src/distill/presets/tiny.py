@@ -60,7 +60,7 @@ def rsd() -> RSDRun:
     """
     return RSDRun(
         preset="tiny",
-        steps=200,
+        steps=150,
         batch_size=8,
         log_every=1,
         ema_decay=0.98,
