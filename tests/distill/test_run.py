@@ -198,8 +198,9 @@ def test_before_training_the_student_is_the_teacher_in_one_step(rsd_run: RSDRun)
 
     lr, again = validation_pairs(rsd_run, 4)
     assert torch.equal(hr, again)
-    restored = SuperResolver(teacher).restore(lr, torch.Generator().manual_seed(0), steps=1)
-    assert torch.allclose(before.pictures["student 1 step, before"], restored, atol=1e-5)
+    # The first picture only: after it the student has drawn its own noise too, and the generators differ.
+    restored = SuperResolver(teacher).restore(lr[:1], torch.Generator().manual_seed(0), steps=1)
+    assert torch.allclose(before.pictures["student 1 step, before"][:1], restored, atol=1e-5)
     assert torch.equal(before.pictures["LR"][..., ::4, ::4], lr)
 
 

@@ -12,7 +12,6 @@ import pytest
 from PIL import Image
 
 from sr_data.images import write_image
-from sr_models.store import shipped
 
 READMES = ("README.md", "apps/cli/README.md", "apps/bench/README.md", "packages/distill/README.md")
 SMALL = shlex.split(
@@ -31,9 +30,6 @@ KNOWN: dict[str, list[str]] = {
     "sr-distill upscale photo.jpg -o out.png --weights runs/rsd-tiny-001/model": [],
     "sr-bench quality --lr lr/ --hr hr/ --method bicubic --method tiny-student --out result": [],
 }
-
-# The models that ship are needed by all that runs here.
-needs_shipped = pytest.mark.skipif("tiny-student" not in shipped(), reason="the small models are not in this tree yet")
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -65,7 +61,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@needs_shipped
 @pytest.mark.parametrize("readme", READMES)
 def test_the_commands_of_a_readme_run_in_order(run: Any, repository: Path, workplace: Path, readme: str) -> None:
     for command in commands(repository / readme):
@@ -81,7 +76,6 @@ def test_the_commands_of_a_readme_run_in_order(run: Any, repository: Path, workp
             path.unlink()
 
 
-@needs_shipped
 def test_the_python_of_the_readme_runs(repository: Path, workplace: Path) -> None:
     for source in blocks(repository / "README.md", "python"):
         exec(compile(source, "README.md", "exec"), {})

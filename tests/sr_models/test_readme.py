@@ -29,9 +29,6 @@ def run(example: str) -> dict[str, Any]:
     return names
 
 
-@pytest.mark.skipif(
-    "tiny-student" not in store.shipped(), reason="the small models do not lie in sr_models/weights yet"
-)
 def test_restore(examples: list[str]) -> None:
     Image.linear_gradient("L").resize((24, 16)).save("photo.jpg")
     run(examples[0])

@@ -199,9 +199,6 @@ def test_pad_to_multiple(height: int, width: int) -> None:
     assert np.array_equal(padded[0, 0].numpy(), expected)
 
 
-@pytest.mark.skipif(
-    "tiny-student" not in store.shipped(), reason="the small models do not lie in sr_models/weights yet"
-)
 def test_shipped_student() -> None:
     resolver = SuperResolver.from_pretrained()
     assert resolver.model.kind == "student"

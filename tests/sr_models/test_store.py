@@ -280,12 +280,6 @@ def test_no_pickle_in_the_package() -> None:
     assert [entry for entry in found if entry[1].startswith(forbidden) or ".pickle" in entry[1]] == []
 
 
-needs_shipped = pytest.mark.skipif(
-    "tiny-student" not in store.shipped(), reason="the small models do not lie in sr_models/weights yet"
-)
-
-
-@needs_shipped
 @pytest.mark.parametrize("name", sorted(store.shipped()))
 def test_shipped_models_load(name: str) -> None:
     about = store.read_about(name)
@@ -293,7 +287,6 @@ def test_shipped_models_load(name: str) -> None:
     assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 
-@needs_shipped
 def test_shipped_student_fits_its_teacher() -> None:
     teacher, student = load_model("tiny-teacher"), load_model("tiny-student")
     assert (teacher.kind, student.kind) == ("teacher", "student")
