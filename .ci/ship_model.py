@@ -32,7 +32,9 @@ def ship(run: Path, name: str, table: Path | None) -> None:
     write_card(target, json.loads((run / "summary.json").read_text()), read_about(target)["sha256"])
     if table is not None:
         with (target / "README.md").open("a") as card:
-            card.write("\n34 crops of RealSR v3, LR 128x128 and HR 512x512, `sr-bench quality`:\n\n" + table.read_text())
+            card.write(
+                "\n34 crops of RealSR v3, LR 128x128 and HR 512x512, `sr-bench quality`:\n\n" + table.read_text()
+            )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from distill.config import (
     resolve,
     to_yaml,
 )
+from distill.data import training_pairs, validation_pairs
 from distill.run import RunResult, create_folder, train
 from distill.tasks import build_task, choose_device
 from sr_data.images import write_image
@@ -105,6 +106,23 @@ def test_autoencoder_run(autoencoder_run: AutoencoderRun, tmp_path: Path) -> Non
     assert latents.std().item() == pytest.approx(1, abs=1e-3)
     decoded = autoencoder.decode(latents).clamp(-1, 1)
     assert torch.allclose(decoded, result.after.pictures["autoencoder"], atol=1e-4)
+
+
+def test_the_average_is_what_is_measured_and_saved(rsd_run: RSDRun, tmp_path: Path) -> None:
+    task = build_task(rsd_run.model_copy(update={"ema_decay": 0.5}))
+    for _ in range(2):
+        task.trainer.run_step()
+    student = task.trainer.players[-1]
+    assert student.ema is not None
+    task.save(tmp_path / "model", {})
+    saved = load_model(tmp_path / "model")
+    pairs = list(zip(saved.unet.parameters(), student.network.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(saved.unet.parameters(), student.ema.module.parameters(), strict=True))
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    lr, _ = validation_pairs(rsd_run, 4)
+    restored = SuperResolver(saved).restore(lr, torch.Generator().manual_seed(0))
+    measured = task.evaluate().pictures["student 1 step, before"]  # so it is called the first time
+    assert torch.allclose(measured, restored, atol=1e-5)
 
 
 def test_an_existing_folder_is_refused_and_left_alone(rsd_run: RSDRun, tmp_path: Path) -> None:
@@ -194,8 +212,6 @@ def test_before_training_the_student_is_the_teacher_in_one_step(rsd_run: RSDRun)
     teacher = load_model(rsd_run.teacher)
     hr = before.pictures["HR"]
     assert hr.shape == (2, 3, 32, 32)
-    from distill.data import validation_pairs
-
     lr, again = validation_pairs(rsd_run, 4)
     assert torch.equal(hr, again)
     # The first picture only: after it the student has drawn its own noise too, and the generators differ.
@@ -205,8 +221,6 @@ def test_before_training_the_student_is_the_teacher_in_one_step(rsd_run: RSDRun)
 
 
 def test_validation_pictures_are_not_trained_on(rsd_run: RSDRun) -> None:
-    from distill.data import training_pairs, validation_pairs
-
     _, hr = validation_pairs(rsd_run, 4)
     trained = torch.stack([training_pairs(rsd_run, 4)[index][1] for index in range(16)])
     assert not any(torch.equal(a, b) for a in hr for b in trained)

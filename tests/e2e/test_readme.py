@@ -28,6 +28,7 @@ KNOWN: dict[str, list[str]] = {
     "sr-distill train rsd --config run.yaml": SMALL,
     "sr-distill upscale photo.jpg": [],
     "sr-distill upscale photo.jpg -o out.png --weights runs/rsd-tiny-001/model": [],
+    "sr-bench quality --lr lr/ --hr hr/": [],
     "sr-bench quality --lr lr/ --hr hr/ --method bicubic --method tiny-student --out result": [],
 }
 

@@ -58,7 +58,8 @@ def quality(
         seed=seed,
         limit=limit,
         device=device,
-        command=shlex.join(["sr-bench", *sys.argv[1:]]),
+        # Without the place of the output: it does not change what was measured.
+        command=shlex.join(["sr-bench", *(part for part in sys.argv[1:] if part not in ("--out", str(out)))]),
     )
 
 
