@@ -1,7 +1,7 @@
 """Copy a run's model into the sr-models package: ``uv run python .ci/ship_model.py runs/RUN NAME [TABLE.md]``.
 
-The shipped teacher and student take their autoencoder from ``tiny-autoencoder`` beside them instead of carrying it twice
-more. TABLE.md, as ``sr-bench quality`` writes it, is appended to the model card.
+The shipped teacher and student take their autoencoder from ``tiny-autoencoder`` beside them instead of carrying it
+twice more. TABLE.md, as ``sr-bench quality`` writes it, is appended to the model card.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from distill.card import write_card
 from sr_models.store import load_autoencoder, load_model, read_about, save_autoencoder, save_model
 
