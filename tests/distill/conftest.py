@@ -84,7 +84,10 @@ def autoencoder_run() -> AutoencoderRun:
 
 @pytest.fixture
 def teacher_run(models: Path) -> TeacherRun:
-    return TeacherRun(model=MODEL, autoencoder=str(models / "autoencoder"), **COMMON)
+    # The scale of the latents is the given autoencoder's, as the configuration cannot know it.
+    autoencoder = MODEL.autoencoder.model_copy(update={"latent_scale": 1.0})
+    model = MODEL.model_copy(update={"autoencoder": autoencoder})
+    return TeacherRun(model=model, autoencoder=str(models / "autoencoder"), **COMMON)
 
 
 @pytest.fixture

@@ -21,11 +21,17 @@ def test_luma_is_bt_601_studio_swing() -> None:
     assert levels.tolist() == pytest.approx([235, 16, 81.48, 144.55, 40.97], abs=0.01)
 
 
-def test_psnr_is_the_mean_over_images_of_the_psnr_on_luma() -> None:
+def test_psnr_is_the_mean_over_images() -> None:
     grey = torch.zeros(2, 3, 16, 16)
     shifted = grey + torch.tensor([0.1, 0.4])[:, None, None, None]  # steps of 0.05 and 0.2 in [0, 1], times 219/255
-    wanted = np.mean([-20 * math.log10(step * 219 / 255) for step in (0.05, 0.2)])
-    assert measure(shifted, grey)["PSNR-Y"] == pytest.approx(wanted, abs=1e-3)
+    figures = measure(shifted, grey)
+    for name, swing in (("PSNR-Y", 219 / 255), ("PSNR-RGB", 1)):
+        wanted = np.mean([-20 * math.log10(step * swing) for step in (0.05, 0.2)])
+        assert figures[name] == pytest.approx(wanted, abs=1e-3)
+    tinted = grey + torch.tensor([0.2, -0.2 * 65.481 / 128.553, 0.0])[:, None, None]  # of the same luma
+    figures = measure(tinted, grey)
+    assert figures["PSNR-Y"] > 90
+    assert figures["PSNR-RGB"] < 30
 
 
 def test_sharpness_is_relative_to_the_reference() -> None:

@@ -165,7 +165,12 @@ def parse_assignment(text: str) -> dict[str, Any]:
     key, separator, value = text.partition("=")
     if not separator or not key:
         raise ValueError(f"expected key=value, got {text!r}; for example --set optimizer.lr=1e-4")
-    content: Any = _number(yaml.safe_load(value))
+    try:
+        content: Any = _number(yaml.safe_load(value))
+    except yaml.YAMLError as error:
+        raise ValueError(
+            f"expected key=value, got {text!r}: the value is not YAML; quote it or close its brackets"
+        ) from error
     for part in reversed(key.split(".")):
         content = {part: content}
     assert isinstance(content, dict)
@@ -203,11 +208,20 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
         # pydantic prefixes the messages of our own validators.
         message = problem["msg"].removeprefix("Value error, ")
         return f"invalid configuration: {name + ': ' if name else ''}{message}"
-    valid = _keys(kind)
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
-    same_section = [key for key in valid if key.rpartition(".")[0] == name.rpartition(".")[0]]
-    near = difflib.get_close_matches(name, same_section, n=1, cutoff=0.5) or near
-    return f"unknown configuration key {name!r}; did you mean {near[0]!r}?"
+    near = _nearest(name, _keys(kind))
+    remedy = f"did you mean {near!r}?" if near else "--print-config shows all keys"
+    return f"unknown configuration key {name!r}; {remedy}"
+
+
+def _nearest(name: str, keys: Sequence[str]) -> str | None:
+    """The key most like ``name``: of the same section first, otherwise by the last part of its name."""
+    section, _, leaf = name.rpartition(".")
+    siblings = [key for key in keys if key.rpartition(".")[0] == section]
+    for candidates in (siblings, keys):
+        by_leaf = {key.rpartition(".")[2]: key for key in reversed(candidates)}
+        if found := difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.6):
+            return by_leaf[found[0]]
+    return None
 
 
 def _keys(kind: type[BaseModel], prefix: str = "") -> list[str]:

@@ -50,9 +50,10 @@ def training_pairs(run: RunConfig, scale: int) -> TrainingPairs:
 
 def training_images(run: RunConfig) -> TrainingImages:
     """HR images alone that a run trains on."""
-    source = build_source(run.data, run.seed, run.data.hr_size, 1, POOL_BATCHES * run.batch_size)
-    if isinstance(source, PairSource):
+    if run.data.source == "pairs":
         raise ValueError("expected data.source generated or folder, got pairs; an autoencoder needs HR images only")
+    source = build_source(run.data, run.seed, run.data.hr_size, 1, POOL_BATCHES * run.batch_size)
+    assert not isinstance(source, PairSource)
     return TrainingImages(source, run.data.hr_size)
 
 

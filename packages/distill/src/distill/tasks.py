@@ -71,7 +71,7 @@ def choose_device(name: str) -> torch.device:
     present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
         return torch.device(next(kind for kind, there in present.items() if there))
-    if not present[name]:
+    if not present.get(name, False):
         raise ValueError(f"expected a device of {', '.join(k for k, there in present.items() if there)}, got {name!r}")
     return torch.device(name)
 
@@ -88,8 +88,13 @@ def _autoencoder_task(config: AutoencoderRun, device: torch.device) -> Task:
         return autoencoder_objective.autoencoder_loss(network, images, noise, sigma=config.sigma, weights=weights)
 
     player = _player("autoencoder", network, config, loss)
+    factor = config.model.autoencoder.factor
+    for name, size in (("data.hr_size", config.data.hr_size), ("validation.hr_size", config.validation.hr_size)):
+        if size % factor:
+            raise ValueError(f"expected {name} to be a multiple of the autoencoder's {factor}, got {size}")
+    images = training_images(config)
+    batches = training_loader(images, config.batch_size, workers=config.data.workers)
     _, hr = validation_pairs(config, config.model.scale)
-    batches = training_loader(training_images(config), config.batch_size, workers=config.data.workers)
 
     @torch.no_grad()
     def evaluate() -> Evaluation:

@@ -80,8 +80,13 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
     with open_image(path) as image:
         width, height = image.size
-        # EXIF orientations 5..8 turn the picture by a quarter.
-        turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        try:
+            # EXIF orientations 5..8 turn the picture by a quarter. For a PNG this may read on to the end of the file.
+            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise ValueError(
+                f"expected a complete image, got {path}: {_one_line(error)}; replace or remove the file"
+            ) from error
     return (width, height) if turned else (height, width)
 
 

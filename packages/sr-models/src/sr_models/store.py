@@ -143,7 +143,7 @@ def load_autoencoder(name: str | os.PathLike[str]) -> VQAutoencoder:
 def read_about(name: str | os.PathLike[str]) -> dict[str, Any]:
     """Provenance and sha256 that a model folder carries."""
     content = _read_config(find(name))
-    return {"kind": content["kind"], "sha256": content["sha256"], **content.get("about", {})}
+    return {**content.get("about", {}), "kind": content["kind"], "sha256": content["sha256"]}
 
 
 def sha256(path: Path) -> str:

@@ -71,7 +71,7 @@ class SwinUNetConfig(BaseModel):
                 f"expected swin_embed_channels to be a multiple of head_channels={self.head_channels}, "
                 f"got {self.swin_embed_channels}"
             )
-        widths = [self.swin_embed_channels, *(self.base_channels * m for m in self.channel_multipliers)]
+        widths = [self.swin_embed_channels, *(self.base_channels * m for m in (1, *self.channel_multipliers))]
         if any(width % self.norm_groups for width in widths):
             raise ValueError(f"expected channels that divide into norm_groups={self.norm_groups}, got {widths}")
         return self
