@@ -34,7 +34,7 @@ class DataConfig(Section):
     hr_folder: Path | None = None
     lr_folder: Path | None = None
     hr_size: int = Field(default=256, ge=8, description="side of the HR crops in pixels")
-    image_size: int = Field(default=256, ge=8, description="side of a generated image")
+    image_size: int = Field(default=256, ge=64, description="side of a generated image")
     crops_per_image: int = Field(default=16, ge=1, description="crops cut from one generated image")
     workers: int = Field(default=1, ge=0, description="processes that prepare batches")
     degradation: DegradationConfig = DegradationConfig.real_esrgan()
@@ -60,7 +60,10 @@ class OptimizerConfig(Section):
 
 
 class ValidationConfig(Section):
-    """Images that are measured before and after; generated ones unless folders are given."""
+    """Images that are measured before and after.
+
+    Generated ones that the run never trains on; with folders, other crops of the same folder.
+    """
 
     images: int = Field(default=8, ge=1)
     hr_size: int = Field(default=256, ge=8)
