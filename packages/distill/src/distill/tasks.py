@@ -41,13 +41,11 @@ class Task:
         trainer: the players and their data.
         evaluate: measure the current averaged networks; called before and after the training.
         save: write the result as a model folder, with provenance.
-        result: what the run makes, in words.
     """
 
     trainer: Trainer
     evaluate: Callable[[], Evaluation]
     save: Save
-    result: str
 
 
 def build_task(config: AnyRun) -> Task:
@@ -110,7 +108,7 @@ def _autoencoder_task(config: AutoencoderRun, device: torch.device) -> Task:
         save_autoencoder(scaled, folder, dtype=getattr(torch, config.save_dtype), about=about)
 
     trainer = _trainer([player], batches, lambda images: images, config, device)
-    return Task(trainer, evaluate, save, "autoencoder")
+    return Task(trainer, evaluate, save)
 
 
 def _teacher_task(config: TeacherRun, device: torch.device) -> Task:
@@ -150,7 +148,7 @@ def _teacher_task(config: TeacherRun, device: torch.device) -> Task:
         save_model(current(), folder, dtype=getattr(torch, config.save_dtype), about=about)
 
     trainer = _trainer([player], batches, partial(_encode, autoencoder, model_config.scale), config, device)
-    return Task(trainer, evaluate, save, "teacher")
+    return Task(trainer, evaluate, save)
 
 
 def _rsd_task(config: RSDRun, device: torch.device) -> Task:
@@ -201,7 +199,7 @@ def _rsd_task(config: RSDRun, device: torch.device) -> Task:
 
     prepare = partial(_encode, autoencoder, model.config.scale)
     trainer = _trainer([fake_player, student_player], batches, prepare, config, device)
-    return Task(trainer, evaluate, save, "student")
+    return Task(trainer, evaluate, save)
 
 
 def _place(network: Network, device: torch.device) -> Network:

@@ -67,8 +67,8 @@ class SuperResolver:
             image: a PIL image of 8 bits a channel (converted to RGB) or (H, W, 3) uint8.
             seed: of the noise; the same seed gives the same picture.
             steps: 1, or the model's T for the whole chain; None: 1 for a student, T for a teacher.
-            tile: side of the tiles in LR pixels; None: tiles of 256 for more than 512x512 LR pixels, so that memory
-                does not grow with the picture; 0: never.
+            tile: side of the tiles in LR pixels; None: tiles of 256 for more than 512x512 LR pixels, so that what
+                the networks need does not grow with the picture (its noise and its output still do); 0: never.
 
         Returns:
             The same type as ``image``, scale times its width and height.

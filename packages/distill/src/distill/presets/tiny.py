@@ -56,7 +56,7 @@ def rsd() -> RSDRun:
     """Return the run behind ``sr-distill train rsd``: minutes on two CPU cores.
 
     The published optimisation (Appendix C) with fewer and smaller batches; the learning rate is higher and the average
-    shorter because the run has a tenth of the paper's updates.
+    shorter because the run has a twentieth of the paper's updates.
     """
     return RSDRun(
         preset="tiny",
