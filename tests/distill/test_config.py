@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from distill.config import AnyRun, AutoencoderRun, RSDRun, TeacherRun, parse_assignment, read_yaml, resolve, to_yaml
-from distill.presets import PRESETS, preset
+from distill.presets import PRESETS, describe_presets, preset
 from sr_models import SwinUNet, VQAutoencoder, presets
 
 NAMES = [(task, name) for task, named in PRESETS.items() for name in named]
@@ -36,22 +36,45 @@ def test_the_tiny_presets_describe_networks_that_can_be_built_and_fit_each_other
     assert RSD.teacher == "tiny-teacher"
 
 
-def test_the_x4_presets_are_as_published() -> None:
-    teacher, rsd = preset("teacher", "x4"), preset("rsd", "x4")
+def test_the_published_presets_are_as_published() -> None:
+    teacher, rsd = preset("teacher", "x4"), preset("rsd", "rsd-paper")
     assert isinstance(teacher, TeacherRun)
     assert teacher.model == presets.x4()
     assert isinstance(rsd, RSDRun)
-    # RSD Appendix C
+    # RSD Appendix C and Sec. 4
     assert (rsd.steps, rsd.batch_size, rsd.fake_updates, rsd.student_timesteps) == (3000, 64, 5, 4)
     assert (rsd.optimizer.lr, rsd.optimizer.betas, rsd.optimizer.weight_decay) == (5e-5, (0.9, 0.95), 0)
     assert (rsd.optimizer.schedule, rsd.ema_decay, rsd.normalize) == ("constant", 0.999, True)
-    assert (rsd.data.hr_size, rsd.precision) == (256, "fp32")
+    assert rsd.terms == {"distillation": 1, "lpips": 2, "gan": 3e-3}
+    assert (rsd.data.hr_size, rsd.precision, rsd.autoencoder_dtype, rsd.micro_batch) == (256, "fp32", "float16", 8)
+    assert rsd.lpips.backbone is None  # torchvision's weights, never a random backbone
+
+
+def test_the_other_presets_change_what_they_say_and_nothing_else() -> None:
+    def changed(name: str) -> set[str]:
+        published, other = preset("rsd", "rsd-paper").model_dump(), preset("rsd", name).model_dump()
+        return {key for key in published if published[key] != other[key]} - {"preset"}
+
+    assert changed("rsd-distill-only") == {"terms"}
+    assert changed("rsd-24gb") == {"micro_batch", "precision", "checkpointing"}
+    assert changed("rsd-512") == {"micro_batch", "data", "validation"}
+    distill_only, large = preset("rsd", "rsd-distill-only"), preset("rsd", "rsd-512")
+    assert isinstance(distill_only, RSDRun)
+    assert distill_only.terms == {"distillation": 1}
+    assert (large.data.hr_size, large.validation.hr_size) == (512, 512)
+
+
+def test_every_preset_is_listed_and_bears_its_own_name() -> None:
+    for task, found in PRESETS.items():
+        listed = describe_presets(task).splitlines()
+        assert [line.split()[0] for line in listed] == list(found)
+        assert all(preset(task, name).preset == name for name in found)
 
 
 def test_unknown_presets_are_answered_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="expected a task of autoencoder, teacher, rsd, got 'rds'"):
         preset("rds", "tiny")
-    with pytest.raises(ValueError, match="expected a preset of tiny, x4 for rsd, got 'x2'"):
+    with pytest.raises(ValueError, match=r"expected a preset of tiny, rsd-paper, .* for rsd, got 'x2'"):
         preset("rsd", "x2")
 
 
@@ -93,7 +116,7 @@ def test_a_word_like_no_key_is_answered_with_where_the_keys_are() -> None:
         ("optimizer.betas=[0.9]", "optimizer.betas.1: Field required"),
         ("optimizer=3", "optimizer: Input should be a valid dictionary"),
         ("ema_decay=1", "ema_decay: Input should be less than 1"),
-        ("precision=fp16", "precision: Input should be 'fp32' or 'bf16'"),
+        ("precision=fp8", "precision: Input should be 'fp32', 'bf16' or 'fp16'"),
         ("task=teacher", "task: Input should be 'rsd'"),
         ("data.source=folder", "data: source 'folder' needs data.hr_folder"),
         ("data.source=pairs", "data: source 'pairs' needs data.hr_folder"),

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from distill.noise import SampleNoise
 from distill.objectives import autoencoder, resshift, rsd
-from distill.objectives.output import Latents
+from distill.objectives.output import Latents, ObjectiveOutput, WeightedTerm, weighted_sum
 from resshift_core import ResShiftSchedule, student_timesteps
 
 SCHEDULE = ResShiftSchedule.exponential(num_steps=4, kappa=0.7)
@@ -50,12 +51,28 @@ def linear(seed: int, gain: float = 0.3) -> Linear:
 def latents() -> Latents:
     rng = np.random.default_rng(5)
     lr, z_y, z_0 = (rng.normal(size=(BATCH, c, 4, 4)) for c in (3, 2, 2))
-    return Latents(torch.from_numpy(lr), torch.from_numpy(z_y), torch.from_numpy(z_0))
+    return Latents(*(torch.from_numpy(part) for part in (lr, rng.normal(size=(BATCH, 3, 8, 8)), z_y, z_0)))
+
+
+def noise_of(seed: int, count: int = BATCH) -> SampleNoise:
+    return SampleNoise(seed, range(count))
+
+
+def student_loss(
+    student: Linear, fake: Linear, teacher: Linear, latents: Latents, draws: rsd.RSDDraws, *, normalize: bool = True
+) -> ObjectiveOutput:
+    """The distillation term alone."""
+    step = rsd.StudentPass(student, fake, teacher, latents, draws, decode=lambda z: z)
+    return weighted_sum(step, [WeightedTerm("distillation", 1.0, rsd.Distillation(normalize))])
+
+
+def fake_loss(fake: Linear, student: Linear, latents: Latents, draws: rsd.RSDDraws) -> ObjectiveOutput:
+    return weighted_sum(rsd.FakePass(fake, student, latents, draws), [WeightedTerm("z_0", 1.0, rsd.fake_mse)])
 
 
 @pytest.fixture
 def draws(latents: Latents) -> rsd.RSDDraws:
-    drawn = rsd.draw(SCHEDULE, TIMESTEPS, latents, torch.Generator().manual_seed(0))
+    drawn = rsd.draw(SCHEDULE, TIMESTEPS, latents, noise_of(0))
     return drawn._replace(t=torch.arange(BATCH) % 4 + 1)  # every time equally often
 
 
@@ -85,8 +102,8 @@ class Expected:
 
 
 def expected(student: Linear, fake: Linear, teacher: Linear, latents: Latents, draws: rsd.RSDDraws) -> Expected:
-    lr, z_y, z_0 = (part.numpy() for part in latents)
-    t_n, noise_n, epsilon, t, noise_t = (part.numpy() for part in draws)
+    lr, _, z_y, z_0 = (part.numpy() for part in latents)
+    t_n, noise_n, epsilon, t, noise_t, _ = (part.numpy() for part in draws)
     z_0_hat = student.numpy(marginal(z_0, z_y, t_n, noise_n), lr, t_n, epsilon)
     z_t = marginal(z_0_hat, z_y, t, noise_t)
     return Expected(z_0_hat, z_t, teacher.numpy(z_t, lr, t), fake.numpy(z_t, lr, t))
@@ -95,7 +112,7 @@ def expected(student: Linear, fake: Linear, teacher: Linear, latents: Latents, d
 def test_student_loss_is_eq_7(latents: Latents, draws: rsd.RSDDraws) -> None:
     players = linear(1), linear(2), linear(3)
     wanted = expected(*players, latents, draws)
-    output = rsd.student_loss(*players, latents, draws, normalize=False)
+    output = student_loss(*players, latents, draws, normalize=False)
     np.testing.assert_allclose(output.per_sample, wanted.per_sample, rtol=1e-4, atol=1e-5)
     assert output.loss.item() == pytest.approx(wanted.per_sample.mean(), rel=1e-5)
     assert output.metrics["teacher_gap"].item() == pytest.approx(wanted.gap.mean(), rel=1e-5)
@@ -106,7 +123,7 @@ def test_student_loss_is_eq_7(latents: Latents, draws: rsd.RSDDraws) -> None:
 def test_normalisation_divides_each_sample_by_its_gap_to_the_teacher(latents: Latents, draws: rsd.RSDDraws) -> None:
     players = linear(1), linear(2), linear(3)
     wanted = expected(*players, latents, draws)
-    output = rsd.student_loss(*players, latents, draws)
+    output = student_loss(*players, latents, draws)
     np.testing.assert_allclose(output.per_sample, wanted.per_sample / wanted.gap, rtol=1e-4, atol=1e-5)
     assert output.loss.item() == pytest.approx((wanted.per_sample / wanted.gap).mean(), rel=1e-5)
 
@@ -126,7 +143,7 @@ def test_student_gradient_runs_through_all_three_predictions(
             losses.append((expected(moved, fake, teacher, latents, draws).per_sample / divisor).mean())
         central.append((losses[0] - losses[1]) / (2 * step))
     student.slope.requires_grad_()
-    rsd.student_loss(student, fake, teacher, latents, draws, normalize=normalize).loss.backward()
+    student_loss(student, fake, teacher, latents, draws, normalize=normalize).loss.backward()
     assert student.slope.grad is not None
     assert np.count_nonzero(central) == len(TIMESTEPS)  # the other times are never asked for
     np.testing.assert_allclose(student.slope.grad, central, rtol=1e-4, atol=1e-6)
@@ -135,7 +152,7 @@ def test_student_gradient_runs_through_all_three_predictions(
 def test_loss_and_gradient_vanish_where_fake_equals_teacher(latents: Latents, draws: rsd.RSDDraws) -> None:
     student, teacher = linear(1), linear(3)
     student.slope.requires_grad_()
-    output = rsd.student_loss(student, linear(3), teacher, latents, draws)
+    output = student_loss(student, linear(3), teacher, latents, draws)
     output.loss.backward()
     assert torch.equal(output.per_sample, torch.zeros_like(output.per_sample))
     assert student.slope.grad is not None
@@ -147,7 +164,7 @@ def test_fake_loss_is_a_regression_on_the_students_output(latents: Latents, draw
     wanted = expected(student, fake, fake, latents, draws)
     student.slope.requires_grad_()
     fake.slope.requires_grad_()
-    output = rsd.fake_loss(fake, student, latents, draws)
+    output = fake_loss(fake, student, latents, draws)
     output.loss.backward()
     squared = np.square(wanted.f_fake - wanted.z_0_hat).mean((1, 2, 3))
     np.testing.assert_allclose(output.per_sample, squared, rtol=1e-5)
@@ -171,7 +188,7 @@ def test_the_minimiser_of_fake_loss_is_the_conditional_mean(latents: Latents, dr
     fake = best_fake(student, latents, draws)
     fake.slope.requires_grad_()
     fake.offset.requires_grad_()
-    rsd.fake_loss(fake, student, latents, draws).loss.backward()
+    fake_loss(fake, student, latents, draws).loss.backward()
     assert fake.slope.grad is not None
     assert fake.offset.grad is not None
     np.testing.assert_allclose(fake.slope.grad, 0, atol=1e-6)
@@ -187,15 +204,15 @@ def test_at_the_best_fake_the_loss_is_the_squared_distance_of_fake_and_teacher(
     fake = best_fake(student, latents, draws)
     wanted = expected(student, fake, teacher, latents, draws)
     distance = np.square(wanted.f_fake - wanted.f_teacher).mean()
-    output = rsd.student_loss(student, fake, teacher, latents, draws, normalize=False)
+    output = student_loss(student, fake, teacher, latents, draws, normalize=False)
     assert output.loss.item() == pytest.approx(distance, rel=1e-4)
-    assert rsd.student_loss(student, linear(2), teacher, latents, draws, normalize=False).loss.item() < distance
+    assert student_loss(student, linear(2), teacher, latents, draws, normalize=False).loss.item() < distance
 
 
 def test_teacher_loss_is_the_squared_error_of_z_0(latents: Latents) -> None:
     teacher = linear(3)
-    draws = resshift.draw(SCHEDULE, latents, torch.Generator().manual_seed(0))
-    lr, z_y, z_0 = (part.numpy() for part in latents)
+    draws = resshift.draw(SCHEDULE, latents, noise_of(0))
+    lr, _, z_y, z_0 = (part.numpy() for part in latents)
     t = draws.t.numpy()
     prediction = teacher.numpy(marginal(z_0, z_y, t, draws.noise.numpy()), lr, t)
     output = resshift.teacher_loss(teacher, latents, draws)
@@ -206,8 +223,8 @@ def test_teacher_loss_is_the_squared_error_of_z_0(latents: Latents) -> None:
 
 def test_draws_cover_exactly_the_times_there_are(latents: Latents) -> None:
     many = Latents(*(torch.zeros(4000, *part.shape[1:]) for part in latents))
-    drawn = rsd.draw(SCHEDULE, TIMESTEPS, many, torch.Generator().manual_seed(0), noise_channels=3)
-    teacher = resshift.draw(SCHEDULE, many, torch.Generator().manual_seed(0))
+    drawn = rsd.draw(SCHEDULE, TIMESTEPS, many, noise_of(0, 4000), noise_channels=3)
+    teacher = resshift.draw(SCHEDULE, many, noise_of(0, 4000))
     for t, values in ((drawn.t, [1, 2, 3, 4]), (drawn.t_n, list(TIMESTEPS)), (teacher.t, [1, 2, 3, 4])):
         times, counts = t.unique(return_counts=True)
         assert times.tolist() == values
@@ -220,14 +237,10 @@ def test_draws_cover_exactly_the_times_there_are(latents: Latents) -> None:
 
 
 def test_draws_belong_to_their_generator(latents: Latents) -> None:
-    first, again, other = (
-        rsd.draw(SCHEDULE, TIMESTEPS, latents, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
-    )
+    first, again, other = (rsd.draw(SCHEDULE, TIMESTEPS, latents, noise_of(seed)) for seed in (1, 1, 2))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-    teacher, teacher_again, teacher_other = (
-        resshift.draw(SCHEDULE, latents, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
-    )
+    teacher, teacher_again, teacher_other = (resshift.draw(SCHEDULE, latents, noise_of(seed)) for seed in (1, 1, 2))
     assert torch.equal(teacher.t, teacher_again.t)
     assert torch.equal(teacher.noise, teacher_again.noise)
     assert not torch.equal(teacher.noise, teacher_other.noise)
@@ -265,7 +278,7 @@ def test_autoencoder_loss_is_reconstruction_and_divergence_in_unscaled_latents()
     wanted = 0.7 * l1 + 1.3 * mse + 0.4 * colour + 0.2 * kl
     np.testing.assert_allclose(output.per_sample, wanted, rtol=1e-5)
     assert output.loss.item() == pytest.approx(wanted.mean(), rel=1e-5)
-    metrics = {name: value.item() for name, value in output.metrics.items()}
+    metrics = {name: value.mean().item() for name, value in output.terms.items()}
     means = {"l1": l1.mean(), "mse": mse.mean(), "colour": colour.mean(), "kl": kl.mean()}
     assert metrics == pytest.approx(means, rel=1e-5)
 
@@ -285,7 +298,7 @@ def test_a_balanced_encoder_sees_brightness_and_the_two_colour_axes() -> None:
 def test_autoencoder_noise_has_the_latents_shape_and_belongs_to_its_generator() -> None:
     network = SimpleNamespace(config=SimpleNamespace(latent_channels=5, factor=4))
     first, again, other = (
-        autoencoder.noise_for(network, torch.zeros(2, 3, 16, 24), torch.Generator().manual_seed(seed))  # type: ignore[arg-type]
+        autoencoder.noise_for(network, torch.zeros(2, 3, 16, 24), noise_of(seed, 2))  # type: ignore[arg-type]
         for seed in (1, 1, 2)
     )
     assert first.shape == (2, 5, 4, 6)

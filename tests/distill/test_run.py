@@ -23,30 +23,34 @@ from distill.config import (
     resolve,
     to_yaml,
 )
-from distill.data import training_pairs, validation_pairs
-from distill.run import RunResult, create_folder, train
-from distill.tasks import build_task, choose_device
+from distill.data import open_pairs, validation_pairs
+from distill.folder import open_run
+from distill.ranks import choose_device
+from distill.run import RunResult, train
+from distill.tasks import build_task
 from sr_data.images import write_image
 from sr_models import SuperResolver
 from sr_models.store import load_autoencoder, load_model, read_about
 
 FILES = {"config.yaml", "metrics.jsonl", "tensorboard", "grid.png", "summary.json", "report.html", "model"}
+KEPT = {"checkpoints", ".lock"}
 
 
 def check_folder(result: RunResult, config: RunConfig, columns: int) -> None:
     """Every file is there and says what it should."""
     folder = result.folder
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == FILES | KEPT
     assert resolve(config, [read_yaml(folder / "config.yaml")]) == config
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = sorted({*range(config.log_every, config.steps + 1, config.log_every), config.steps})
     assert [record["step"] for record in records] == steps
-    curves = set(records[0]) - {"step", "images", "seconds"}
+    curves = {name for record in records for name in record} - {"step", "images", "seconds"}
     board = EventAccumulator(str(folder / "tensorboard")).Reload()
-    assert set(board.Tags()["scalars"]) == curves
+    assert {name for name in board.Tags()["scalars"] if not name.startswith("validation/")} == curves
     for name in curves:
         logged = [(event.step, event.value) for event in board.Scalars(name)]
-        assert logged == [(record["step"], pytest.approx(record[name])) for record in records]
+        assert logged == [(record["step"], pytest.approx(record[name])) for record in records if name in record]
+    check_validation(board, result, config)
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["images_seen"] == records[-1]["images"]
     assert summary["command"] == "sr-distill <train>"
@@ -57,6 +61,16 @@ def check_folder(result: RunResult, config: RunConfig, columns: int) -> None:
     check_report((folder / "report.html").read_text(), result)
     about = read_about(result.model)
     assert (about["command"], about["seed"], about["steps"]) == ("sr-distill <train>", config.seed, config.steps)
+
+
+def check_validation(board: EventAccumulator, result: RunResult, config: RunConfig) -> None:
+    """The tracker has what was measured at the end, and the pictures."""
+    for method, values in result.after.rows.items():
+        for metric, value in values.items():
+            event = board.Scalars(f"validation/{method}/{metric}")[-1]
+            assert (event.step, event.value) == (config.steps, pytest.approx(value))
+    pictures = {name for name in board.Tags()["images"] if "/HR/" in name or name.endswith("/HR")}
+    assert pictures
 
 
 def check_report(page: str, result: RunResult) -> None:
@@ -129,20 +143,21 @@ def test_an_existing_folder_is_refused_and_left_alone(rsd_run: RSDRun, tmp_path:
     out = tmp_path / "run"
     out.mkdir()
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"expected a new folder, got .*choose another --out"):
+    with pytest.raises(FileExistsError, match=r"expected a new folder or a run to continue, got .*another --out"):
         train(rsd_run, out=out, quiet=True)
     assert [path.name for path in out.iterdir()] == ["notes.txt"]
     assert (out / "notes.txt").read_text() == "mine"
 
 
-def test_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_numbered(rsd_run: RSDRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    made = [create_folder(None, "rsd-tiny") for _ in range(3)] + [create_folder(None, "teacher-tiny")]
+    runs = [rsd_run.model_copy(update={"preset": name}) for name in ("tiny", "tiny", "tiny", "other")]
+    made = [open_run(run, None).path for run in runs]
     assert [path.as_posix() for path in made] == [
         "runs/rsd-tiny-001",
         "runs/rsd-tiny-002",
         "runs/rsd-tiny-003",
-        "runs/teacher-tiny-001",
+        "runs/rsd-other-001",
     ]
     assert all(path.is_dir() for path in made)
 
@@ -201,7 +216,7 @@ def test_pairs_of_folders_are_what_a_run_trains_and_measures_on(rsd_run: RSDRun,
         source="pairs", hr_folder=tmp_path / "hr", lr_folder=tmp_path / "lr", hr_size=32, image_size=64, workers=0
     )
     task = build_task(rsd_run.model_copy(update={"data": data}))
-    lr, hr = next(task.trainer.batches)
+    lr, hr = next(task.trainer.batches(0))
     assert (lr.shape, hr.shape) == ((2, 3, 8, 8), (2, 3, 32, 32))
     assert torch.allclose(lr.mean((1, 2, 3)), hr.mean((1, 2, 3)) + 10 / 127.5, atol=1e-5)
     assert to_yaml(rsd_run)  # paths are written as text
@@ -222,7 +237,7 @@ def test_before_training_the_student_is_the_teacher_in_one_step(rsd_run: RSDRun)
 
 def test_validation_pictures_are_not_trained_on(rsd_run: RSDRun) -> None:
     _, hr = validation_pairs(rsd_run, 4)
-    trained = torch.stack([training_pairs(rsd_run, 4)[index][1] for index in range(16)])
+    trained = next(open_pairs(rsd_run, 4).batches(16, 0))[1]
     assert not any(torch.equal(a, b) for a in hr for b in trained)
     other = validation_pairs(rsd_run.model_copy(update={"seed": 5}), 4)[1]
     assert torch.equal(hr, other)  # runs of different seeds are measured on the same pictures

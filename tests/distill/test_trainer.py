@@ -12,19 +12,26 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from distill.config import OptimizerConfig, RSDRun
-from distill.objectives.output import ObjectiveOutput, mean_output
-from distill.tasks import _scheduler, build_task
+from distill.noise import SampleNoise
+from distill.objectives.output import ObjectiveOutput, combine
+from distill.tasks import build_task
+from distill.tasks.common import make_scheduler
 from distill.trainer import Player, Trainer
 
-
-def batches(size: int = 3) -> Iterator[Tensor]:
-    for number in count():
-        yield torch.full((size, 2), float(number))
+SIZE = 3
 
 
-def squared_error(network: nn.Module, data: Tensor, generator: torch.Generator) -> ObjectiveOutput:
-    noise = torch.randn(data.shape, generator=generator)
-    return mean_output((network(data + noise) - 1).square().mean(1))
+def batches(start: int) -> Iterator[Tensor]:
+    for number in count(start // SIZE):
+        yield torch.full((SIZE, 2), float(number))
+
+
+def mean_output(values: Tensor) -> ObjectiveOutput:
+    return combine({"error": values}, {"error": 1.0})
+
+
+def squared_error(network: nn.Module, data: Tensor, noise: SampleNoise) -> ObjectiveOutput:
+    return mean_output((network(data + noise.normal(data.shape[1:])) - 1).square().mean(1))
 
 
 def player(name: str, updates: int = 1, lr: float = 0.01) -> Player:
@@ -34,7 +41,7 @@ def player(name: str, updates: int = 1, lr: float = 0.01) -> Player:
     return Player(name, network, optimizer, lambda data, g: squared_error(network, data, g), updates=updates)
 
 
-def same(data: Tensor) -> Tensor:
+def same(data: Tensor, indexes: range) -> Tensor:
     return data
 
 
@@ -50,24 +57,26 @@ def test_players_take_turns_and_the_others_are_frozen() -> None:
     def watched(me: Player, other: Player) -> None:
         plain = me.loss
 
-        def loss(data: Tensor, generator: torch.Generator) -> ObjectiveOutput:
+        def loss(data: Tensor, noise: SampleNoise) -> ObjectiveOutput:
             assert me.network.training
             assert all(parameter.requires_grad for parameter in me.network.parameters())
             assert not other.network.training
             assert not any(parameter.requires_grad for parameter in other.network.parameters())
             seen.append((me.name, data[0, 0].item()))
-            return plain(data, generator)
+            return plain(data, noise)
 
         me.loss = loss
 
     watched(fake, student)
     watched(student, fake)
-    trainer = Trainer([fake, student], batches(), same, seed=0)
+    trainer = Trainer([fake, student], batches, same, seed=0)
     metrics = trainer.run_step()
     trainer.run_step()
     turn = ["fake", "fake", "fake", "student"]
     assert seen == [(name, float(number)) for number, name in enumerate(turn * 2)]  # every update has its own batch
-    assert set(metrics) == {"fake/loss", "fake/grad_norm", "student/loss", "student/grad_norm"}
+    assert set(metrics.means()) == {
+        f"{name}/{key}" for name in ("fake", "student") for key in ("loss", "term/error", "grad_norm")
+    }
     assert trainer.step == 2
     assert trainer.images_seen == 2 * 4 * 3
 
@@ -75,7 +84,7 @@ def test_players_take_turns_and_the_others_are_frozen() -> None:
 def test_a_turn_changes_its_own_network_only() -> None:
     fake, student = player("fake"), player("student", lr=0.0)
     before = weights(student.network)
-    Trainer([fake, student], batches(), same, seed=0).run_step()
+    Trainer([fake, student], batches, same, seed=0).run_step()
     assert torch.equal(weights(student.network), before)
     assert not torch.equal(weights(fake.network), before)
 
@@ -84,18 +93,19 @@ def test_prepare_runs_without_gradients_and_feeds_the_loss() -> None:
     one = player("one")
     seen: list[Tensor] = []
 
-    def prepare(batch: tuple[Tensor, Tensor]) -> Tensor:
+    def prepare(batch: tuple[Tensor, Tensor], indexes: range) -> Tensor:
+        assert indexes == range(3)
         assert not torch.is_grad_enabled()
         return batch[0] + batch[1]
 
-    def loss(data: Tensor, generator: torch.Generator) -> ObjectiveOutput:
+    def loss(data: Tensor, noise: SampleNoise) -> ObjectiveOutput:
         assert torch.is_grad_enabled()
         seen.append(data)
-        return squared_error(one.network, data, generator)
+        return squared_error(one.network, data, noise)
 
     one.loss = loss
     pairs = ((torch.ones(3, 2), torch.full((3, 2), 4.0)) for _ in count())
-    trainer = Trainer([one], pairs, prepare, seed=0)
+    trainer = Trainer([one], lambda start: pairs, prepare, seed=0)
     trainer.run_step()
     assert torch.equal(seen[0], torch.full((3, 2), 5.0))
     assert trainer.images_seen == 3
@@ -106,12 +116,12 @@ def test_every_update_draws_its_own_noise_from_seed_and_images_seen() -> None:
         one = player("one", updates=2)
         drawn: list[Tensor] = []
 
-        def loss(data: Tensor, generator: torch.Generator) -> ObjectiveOutput:
-            drawn.append(torch.randn(4, generator=generator))
-            return squared_error(one.network, data, generator)
+        def loss(data: Tensor, noise: SampleNoise) -> ObjectiveOutput:
+            drawn.append(noise.normal((4,))[0])
+            return squared_error(one.network, data, noise)
 
         one.loss = loss
-        trainer = Trainer([one], batches(), same, seed=seed)
+        trainer = Trainer([one], batches, same, seed=seed)
         for _ in range(steps):
             torch.manual_seed(len(drawn))  # the global generator must not matter
             trainer.run_step()
@@ -145,11 +155,14 @@ def test_same_seed_same_weights(rsd_run: RSDRun) -> None:
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_harms(bad: float) -> None:
     fake, student = player("fake"), player("student")
     plain = student.loss
-    trainer = Trainer([fake, student], batches(), same, seed=0)
+    trainer = Trainer([fake, student], batches, same, seed=0)
     trainer.run_step()
-    student.loss = lambda data, generator: mean_output(plain(data, generator).loss.expand(3) * bad)
+    student.loss = lambda data, noise: mean_output(plain(data, noise).loss.expand(3) * bad)
     before = weights(student.network)
-    with pytest.raises(ValueError, match=r"expected a finite loss, got \w+ from student at step 1 \(9 images seen\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"got (nan|inf) in term 'error' of samples 9, 10, 11 from student at step 1",
+    ):
         trainer.run_step()
     assert torch.equal(weights(student.network), before)
 
@@ -157,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_harms(bad: float) -> 
 def test_ema_is_the_recursion_that_starts_at_the_first_update() -> None:
     one = player("one", lr=0.1)
     one.ema = AveragedModel(one.network, multi_avg_fn=get_ema_multi_avg_fn(0.75))  # type: ignore[no-untyped-call]
-    trainer = Trainer([one], batches(), same, seed=0)
+    trainer = Trainer([one], batches, same, seed=0)
     history = []
     for _ in range(4):
         trainer.run_step()
@@ -184,20 +197,17 @@ def test_the_student_is_averaged_with_the_configured_decay(rsd_run: RSDRun) -> N
 def test_gradients_are_clipped_to_the_norm(clip_norm: float | None, length: float | None) -> None:
     one = player("one", lr=1.0)
     before = weights(one.network)
-    metrics = Trainer([one], batches(), same, seed=0, clip_norm=clip_norm).run_step()
+    metrics = Trainer([one], batches, same, seed=0, clip_norm=clip_norm).run_step()
     moved = weights(one.network) - before
-    norm = metrics["one/grad_norm"]  # as measured, before clipping
+    norm = metrics.means()["one/grad_norm"]  # as measured, before clipping
     assert norm > 0.5
     assert moved.norm().item() == pytest.approx(length or norm, rel=1e-4)
 
 
 def test_gradients_do_not_add_up_over_updates() -> None:
     several, last = player("one", updates=3, lr=0.0), player("one", lr=0.0)
-    Trainer([several], batches(), same, seed=0).run_step()
-    later = batches()
-    for _ in range(2):
-        next(later)
-    Trainer([last], later, same, seed=0, images_seen=6).run_step()  # the third of these updates alone
+    Trainer([several], batches, same, seed=0).run_step()
+    Trainer([last], batches, same, seed=0, images_seen=6).run_step()  # the third of these updates alone
     gradients = [one.network.weight.grad for one in (several, last)]
     assert torch.equal(gradients[0], gradients[1])
 
@@ -214,7 +224,7 @@ def test_gradients_do_not_add_up_over_updates() -> None:
 def test_learning_rate_schedule(kind: str, warmup: int, wanted: list[float]) -> None:
     config = OptimizerConfig.model_validate({"lr": 2.0, "schedule": kind, "warmup_steps": warmup})
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=config.lr)
-    scheduler = _scheduler(optimizer, config, steps=4)
+    scheduler = make_scheduler(optimizer, config, steps=4)
     rates = []
     for _ in wanted:
         rates.append(optimizer.param_groups[0]["lr"])
@@ -230,7 +240,7 @@ def test_each_player_ends_its_own_schedule_with_the_run(rsd_run: RSDRun) -> None
     for p in trainer.players:
         group = p.optimizer.param_groups[0]
         assert (group["betas"], group["weight_decay"]) == ((0.5, 0.6), 0.1)
-        p.loss = lambda data, generator, net=p.network: mean_output(
+        p.loss = lambda data, noise, net=p.network: mean_output(
             sum(w.square().sum() for w in net.parameters()).expand(2)  # type: ignore[union-attr]
         )
     trainer.run_step()

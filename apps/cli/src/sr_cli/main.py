@@ -23,7 +23,7 @@ app = typer.Typer(
 def train(
     task: Annotated[str, typer.Argument(help="autoencoder, teacher or rsd", show_default=False)],
     preset: Annotated[
-        str, typer.Option(help="named configuration to start from: tiny (CPU), x4 (published sizes)")
+        str, typer.Option(help="named configuration to start from: tiny (CPU) or a published one, see --list-presets")
     ] = "tiny",
     config: Annotated[Path | None, typer.Option(help="YAML file laid over the preset")] = None,
     set_: Annotated[
@@ -42,7 +42,19 @@ def train(
     ] = None,
     steps: Annotated[int | None, typer.Option(help="number of updates")] = None,
     seed: Annotated[int | None, typer.Option(help="same seed, same result")] = None,
-    out: Annotated[Path | None, typer.Option(help="run folder to create [default: runs/TASK-PRESET-NNN]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="run folder to create or to continue [default: runs/TASK-PRESET-NNN]")
+    ] = None,
+    tracker: Annotated[
+        str | None, typer.Option(help="tensorboard, none, or another tracker of accelerate [default: tensorboard]")
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="print configuration, parameters, updates and a memory forecast, and stop"),
+    ] = False,
+    list_presets: Annotated[
+        bool, typer.Option("--list-presets", help="print the presets of the task and stop")
+    ] = False,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="print the resolved configuration and stop")
     ] = False,
@@ -50,19 +62,32 @@ def train(
     """Train an autoencoder or a teacher, or distil a student (rsd).
 
     Without options `sr-distill train rsd` distils a one-step student from the small teacher that ships, on generated
-    images, in a few minutes on two CPU cores. Everything is written to a new run folder.
+    images, in a few minutes on two CPU cores. Everything is written to a new run folder. The same command again
+    continues a run that was interrupted. On several GPUs: accelerate launch --num_processes 4 -m sr_cli train ...
     """
     from distill.config import parse_assignment, read_yaml, resolve, to_yaml
+    from distill.presets import describe_presets
     from distill.presets import preset as find_preset
+
+    if list_presets:
+        typer.echo(describe_presets(task))
+        return
 
     layers = [read_yaml(config)] if config else []
     if data or lr_data:
         layers.append({"data": {"source": "pairs" if lr_data else "folder", "hr_folder": data, "lr_folder": lr_data}})
-    layers.extend({name: value} for name, value in (("steps", steps), ("seed", seed)) if value is not None)
+    layers.extend(
+        {name: value} for name, value in (("steps", steps), ("seed", seed), ("tracker", tracker)) if value is not None
+    )
     layers.extend(parse_assignment(text) for text in set_ or [])
     resolved = resolve(find_preset(task, preset), layers)
     if print_config:
         typer.echo(to_yaml(resolved), nl=False)
+        return
+    if dry_run:
+        from sr_cli.dry_run import print_dry_run
+
+        print_dry_run(resolved)
         return
 
     from sr_cli.training import run_and_tell

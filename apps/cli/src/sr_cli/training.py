@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -10,12 +11,18 @@ from rich.table import Table
 
 from distill.config import AnyRun
 from distill.evaluation import METRICS, Evaluation
-from distill.run import train
+from distill.run import Stopped, train
 
 
 def run_and_tell(config: AnyRun, out: Path | None, *, command: str) -> None:
     """Carry out a run, print its table, where it is and what to do with it."""
-    result = train(config, out=out, command=command)
+    try:
+        result = train(config, out=out, command=command)
+    except Stopped as stopped:
+        print(stopped)
+        raise SystemExit(130) from None
+    if int(os.environ.get("RANK", "0")) > 0:  # another process tells
+        return
     console = Console()
     console.print(_table(result.before, result.after))
     summary = result.summary

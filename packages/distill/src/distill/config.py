@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from sr_data.degradation import DegradationConfig
 from sr_models.model import ModelConfig
@@ -37,6 +37,9 @@ class DataConfig(Section):
     image_size: int = Field(default=256, ge=64, description="side of a generated image")
     crops_per_image: int = Field(default=16, ge=1, description="crops cut from one generated image")
     workers: int = Field(default=1, ge=0, description="processes that prepare batches")
+    degrade_on: Literal["workers", "device"] = Field(
+        default="workers", description="where LR images are made: by the data workers, or on the training device"
+    )
     degradation: DegradationConfig = DegradationConfig.real_esrgan()
 
     @model_validator(mode="after")
@@ -68,6 +71,30 @@ class ValidationConfig(Section):
     images: int = Field(default=8, ge=1)
     hr_size: int = Field(default=256, ge=8)
     seed: int = Field(default=1_000_003, ge=0)
+    every: int | None = Field(default=None, ge=1, description="updates between measurements on the way; null: none")
+
+
+class CheckpointConfig(Section):
+    """Checkpoints that a run continues from."""
+
+    every: int = Field(default=500, ge=1, description="updates between checkpoints")
+    keep: int = Field(default=2, ge=1, description="how many of the newest stay")
+
+
+class GuardConfig(Section):
+    """What to do when a loss or gradient is not finite."""
+
+    on_nonfinite: Literal["abort", "skip"] = Field(default="abort", description="skip drops the update and goes on")
+    max_skips: int = Field(default=10, ge=1, description="so many skipped updates in a row end the run all the same")
+
+
+class LPIPSConfig(Section):
+    """The network of the LPIPS term."""
+
+    net: Literal["vgg", "alex"] = "vgg"
+    backbone: str | None = Field(
+        default=None, description="file of ImageNet weights; null: torchvision's; random: a random backbone, by name"
+    )
 
 
 class RunConfig(Section):
@@ -77,16 +104,26 @@ class RunConfig(Section):
     preset: str
     seed: int = Field(default=0, ge=0)
     steps: int = Field(ge=1, description="updates of the network that the run is for")
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, description="images of one update, over all processes")
+    micro_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="images at a time in one process; the rest is accumulated; null: no accumulation",
+    )
     log_every: int = Field(default=10, ge=1)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    tracker: str = Field(default="tensorboard", description="none, or a tracker that accelerate knows")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    compile: str | None = Field(default=None, description="torch.compile backend for the networks, such as inductor")
+    checkpointing: bool = Field(default=False, description="compute activations again instead of keeping them")
     clip_norm: float | None = Field(default=None, gt=0)
     ema_decay: float = Field(default=0.999, ge=0, lt=1)
     save_dtype: Literal["float32", "float16"] = Field(default="float32", description="of the saved model's tensors")
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
 
 
 class AutoencoderRun(RunConfig):
@@ -115,14 +152,40 @@ class TeacherRun(RunConfig):
     autoencoder: str = Field(description="shipped name or folder")
 
 
+RSDTerm = Literal["distillation", "lpips", "gan", "latent_mse", "pixel_mse"]
+
+
 class RSDRun(RunConfig):
-    """Distil a teacher into a one-step student by RSD."""
+    """Distil a teacher into a one-step student by RSD.
+
+    ``terms`` are the weighted terms of the student's loss (Eq. 9). A weight of null leaves a term out. The GAN term's
+    weight also counts in the fake model's loss, which trains the discriminator.
+    """
 
     task: Literal["rsd"] = "rsd"
     teacher: str = Field(description="shipped name or folder")
     student_timesteps: int = Field(default=4, ge=1, description="N")
     fake_updates: int = Field(default=5, ge=1, description="K")
-    normalize: bool = Field(default=True, description="divide each sample's loss by its gap to the teacher")
+    terms: dict[RSDTerm, float] = Field(
+        default={"distillation": 1.0}, description="weights of the student's loss terms"
+    )
+    normalize: bool = Field(
+        default=True, description="divide each sample's distillation loss by its gap to the teacher"
+    )
+    lpips: LPIPSConfig = LPIPSConfig()
+    autoencoder_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+
+    @field_validator("terms", mode="before")
+    @classmethod
+    def _drop_null(cls, terms: Any) -> Any:
+        return {name: weight for name, weight in terms.items() if weight is not None} if _is_mapping(terms) else terms
+
+    @field_validator("terms")
+    @classmethod
+    def _positive(cls, terms: dict[RSDTerm, float]) -> dict[RSDTerm, float]:
+        if not terms or any(weight <= 0 for weight in terms.values()):
+            raise ValueError(f"expected at least one term, with weights above 0, got {terms}; leave one out with null")
+        return terms
 
 
 AnyRun = AutoencoderRun | TeacherRun | RSDRun
@@ -193,6 +256,10 @@ def _number(value: Any) -> Any:
         except ValueError:
             return value
     return value
+
+
+def _is_mapping(value: Any) -> bool:
+    return isinstance(value, Mapping)
 
 
 def _merge(base: Mapping[str, Any], layer: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -14,6 +19,8 @@ from sr_data.datasets import (
     PairSource,
     TrainingImages,
     TrainingPairs,
+    degrade_batch,
+    training_loader,
 )
 
 POOL_BATCHES = 8
@@ -41,20 +48,47 @@ def build_source(config: DataConfig, seed: int, hr_size: int, scale: int, pool: 
     return pairs
 
 
-def training_pairs(run: RunConfig, scale: int) -> TrainingPairs:
+@dataclass(frozen=True)
+class TrainingData:
+    """Batches of a run, and how to make pairs of them.
+
+    Args:
+        batches: endless micro-batches of one process: (micro-batch size, first sample, rank=, world=) -> iterator.
+        pairs: from a batch and the numbers of its samples to LR and HR, pixels [-1, 1].
+    """
+
+    batches: Callable[..., Iterator[Any]]
+    pairs: Callable[[Any, range], tuple[Tensor, Tensor]]
+
+
+def open_pairs(run: RunConfig, scale: int) -> TrainingData:
     """Pairs that a run trains on."""
-    source = build_source(run.data, run.seed, run.data.hr_size, scale, POOL_BATCHES * run.batch_size)
-    degradation = None if isinstance(source, PairSource) else run.data.degradation
-    return TrainingPairs(source, run.data.hr_size, scale, degradation, run.seed)
+    data = run.data
+    source = build_source(data, run.seed, data.hr_size, scale, POOL_BATCHES * run.batch_size)
+    if isinstance(source, PairSource) or data.degrade_on == "workers":
+        degradation = None if isinstance(source, PairSource) else data.degradation
+        pairs = TrainingPairs(source, data.hr_size, scale, degradation, run.seed)
+        return TrainingData(partial(training_loader, pairs, workers=data.workers), lambda batch, _: tuple(batch))
+
+    def degraded(hr: Tensor, indexes: range) -> tuple[Tensor, Tensor]:
+        return degrade_batch(hr, indexes, data.degradation, run.seed, scale), hr
+
+    return TrainingData(partial(training_loader, TrainingImages(source, data.hr_size), workers=data.workers), degraded)
 
 
-def training_images(run: RunConfig) -> TrainingImages:
+def open_images(run: RunConfig) -> TrainingData:
     """HR images alone that a run trains on."""
     if run.data.source == "pairs":
         raise ValueError("expected data.source generated or folder, got pairs; an autoencoder needs HR images only")
     source = build_source(run.data, run.seed, run.data.hr_size, 1, POOL_BATCHES * run.batch_size)
     assert not isinstance(source, PairSource)
-    return TrainingImages(source, run.data.hr_size)
+
+    def none(batch: Any, indexes: range) -> tuple[Tensor, Tensor]:
+        raise AssertionError("an autoencoder has no pairs")
+
+    return TrainingData(
+        partial(training_loader, TrainingImages(source, run.data.hr_size), workers=run.data.workers), none
+    )
 
 
 def validation_pairs(run: RunConfig, scale: int) -> tuple[Tensor, Tensor]:

@@ -71,20 +71,44 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _curves(records: list[dict[str, float]]) -> bytes:
+    """One panel for each logged number over the steps, then one for each player's loss over t."""
     from matplotlib.figure import Figure
 
-    names = [name for name in records[-1] if name not in ("step", "images", "seconds")] if records else []
+    names = list(dict.fromkeys(name for record in records for name in record))
+    names = [name for name in names if name not in ("step", "images", "seconds") and "/loss_t/" not in name]
+    names = [name for name in names if name != "skipped" or any(record[name] for record in records)]
+    players = list(dict.fromkeys(name.split("/")[0] for record in records for name in record if "/loss_t/" in name))
     columns = 3
-    figure = Figure(figsize=(12, 2.6 * max(1, -(-len(names) // columns))), layout="constrained")
-    for index, name in enumerate(names):
-        axes = figure.add_subplot(-(-len(names) // columns), columns, index + 1)
-        axes.plot([record["step"] for record in records], [record[name] for record in records], linewidth=0.9)
-        axes.set_title(name, fontsize=10)
+    rows = max(1, -(-(len(names) + len(players)) // columns))
+    figure = Figure(figsize=(12, 2.6 * rows), layout="constrained")
+    for index, name in enumerate([*names, *players]):
+        axes = figure.add_subplot(rows, columns, index + 1)
+        if index < len(names):
+            points = [(record["step"], record[name]) for record in records if name in record]
+            axes.plot(*zip(*points, strict=True), linewidth=0.9)
+            axes.set_title(name, fontsize=10)
+        else:
+            _plot_by_time(axes, records, name)
         axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
+
+
+def _plot_by_time(axes: Any, records: list[dict[str, float]], player: str) -> None:
+    """Mean loss of a player at each t, over the first and the last third of the run."""
+    third = max(1, len(records) // 3)
+    for label, part in (("first third", records[:third]), ("last third", records[-third:])):
+        found: dict[int, list[float]] = {}
+        for record in part:
+            for name, value in record.items():
+                if name.startswith(f"{player}/loss_t/"):
+                    found.setdefault(int(name.rpartition("/")[2]), []).append(value)
+        times = sorted(found)
+        axes.plot(times, [sum(found[t]) / len(found[t]) for t in times], marker=".", linewidth=0.9, label=label)
+    axes.set_title(f"{player}: main term at each t", fontsize=10)
+    axes.legend(fontsize=7)
 
 
 def _text(value: Any) -> str:

@@ -1,7 +1,7 @@
 """A run from its configuration to its folder: train, measure before and after, write everything down.
 
-The folder holds ``config.yaml``, ``metrics.jsonl``, TensorBoard logs, ``grid.png``, ``summary.json``,
-``report.html`` and ``model/``. It is new for every run; nothing that exists is overwritten.
+The folder holds ``config.yaml``, ``metrics.jsonl``, TensorBoard logs, ``checkpoints/``, ``grid.png``, ``report.html``,
+``model/`` and, when all is done, ``summary.json``. The same configuration again continues an unfinished run.
 """
 
 from __future__ import annotations
@@ -9,26 +9,40 @@ from __future__ import annotations
 import json
 import platform
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from distill.card import write_card
+from distill.checkpoint import load_checkpoint, save_checkpoint
 from distill.config import AnyRun, to_yaml
 from distill.evaluation import Evaluation
+from distill.folder import METRICS, SUMMARY, RunFolder, open_run, truncate_metrics, write_text
+from distill.meters import StepMetrics
 from distill.pictures import save_grid
 from distill.progress import Progress
+from distill.ranks import make_accelerator
 from distill.report import write_report
+from distill.stopping import StopSignal
 from distill.tasks import Task, build_task
+from distill.tracking import Tracker
 from sr_models.layers import count_parameters
 from sr_models.store import read_about
 
 MODEL = "model"
+
+
+class Stopped(Exception):
+    """A run was asked to stop and has written a checkpoint; the same command continues it."""
 
 
 @dataclass(frozen=True)
@@ -43,95 +57,181 @@ class RunResult:
 
 
 def train(config: AnyRun, *, out: Path | None = None, command: str = "", quiet: bool = False) -> RunResult:
-    """Carry out a run.
+    """Carry out a run, or continue it.
+
+    Started in several processes by ``accelerate launch``, all of them train and the first one writes.
 
     Args:
         config: complete configuration.
-        out: folder to create; None: ``runs/TASK-PRESET-NNN`` with the next free number.
+        out: folder to create or to continue; None: ``runs/TASK-PRESET-NNN``, the newest unfinished one of this
+            configuration or the next free number.
         command: how the run was started, for the record.
         quiet: no progress display.
 
     Raises:
-        FileExistsError: ``out`` exists.
+        FileExistsError: ``out`` is something else than this run.
         FileNotFoundError, ValueError: bad input; raised before the folder is created.
+        NonFiniteError: a loss or gradient is not finite (and the configuration says abort).
+        Stopped: a signal asked the run to stop.
     """
-    if out is not None and out.exists():
-        raise FileExistsError(f"expected a new folder, got {out}, which exists; choose another --out")
-    started = time.perf_counter()
-    task = build_task(config)
-    folder = create_folder(out, f"{config.task}-{config.preset}")
-    (folder / "config.yaml").write_text(to_yaml(config))
+    accelerator = make_accelerator(config.device, config.precision, config.tracker)
+    task = build_task(config, accelerator)
+    folder = _open(config, out, accelerator)
+    try:
+        if folder.state == "finished":
+            return _finished(folder.path)
+        return _run(task, config, folder, command, quiet or not accelerator.is_main_process)
+    finally:
+        folder.close()
+
+
+def _run(task: Task, config: AnyRun, folder: RunFolder, command: str, quiet: bool) -> RunResult:
+    path, trainer = folder.path, task.trainer
+    main = trainer.accelerator.is_main_process
     with Progress(config.task, config.steps, quiet=quiet) as progress:
-        progress.say(f"run folder: {folder}")
+        progress.say(f"run folder: {path}")
+        for name, note in task.notes.items():
+            progress.say(f"{name}: {note}")
         progress.say("measuring before training ...")
         before = task.evaluate()
-        loop_seconds = _loop(task, config, folder, progress)
-        progress.say("measuring after training ...")
-        after = task.evaluate()
-    summary = {
+        if load_checkpoint(path, trainer, progress.say):
+            progress.say(f"continuing at step {trainer.step} ({trainer.images_seen} images seen)")
+        elif folder.state == "started":
+            progress.say("the run was interrupted before its first checkpoint; starting again")
+        trainer.guard.folder = path / "nonfinite"
+        with Tracker(trainer.accelerator, path, trainer.step) as tracker:
+            clock = _loop(task, config, path, progress, tracker)
+            progress.say("measuring after training ...")
+            after = task.evaluate()
+            tracker.evaluation(after, trainer.step)
+        summary = _summarize(task, config, command, before, after, clock)
+        if main:
+            _write(task, path, config, summary, after)
+        trainer.accelerator.wait_for_everyone()
+    return RunResult(path, path / MODEL, before, after, summary)
+
+
+@dataclass
+class _Clock:
+    """Time and work of this process' share of the run: a continued run counts from where it was continued."""
+
+    begin: float
+    first_step: int
+    first_images: int
+    seconds: float = 0.0
+
+
+def _loop(task: Task, config: AnyRun, folder: Path, progress: Progress, tracker: Tracker) -> _Clock:
+    trainer, window = task.trainer, StepMetrics()
+    main = trainer.accelerator.is_main_process
+    if main:
+        truncate_metrics(folder, trainer.step)
+    clock = _Clock(time.perf_counter(), trainer.step, trainer.images_seen)
+    log: AbstractContextManager[Any] = (folder / METRICS).open("a") if main else nullcontext()
+    with log as file, StopSignal() as stop:
+        while trainer.step < config.steps:
+            metrics = trainer.run_step()
+            window.merge(metrics)
+            clock.seconds = time.perf_counter() - clock.begin
+            speed = (trainer.images_seen - clock.first_images) / clock.seconds
+            progress.update(trainer.step, metrics.means(), speed)
+            last = trainer.step == config.steps
+            if trainer.step % config.log_every == 0 or last:
+                record = {
+                    "step": trainer.step,
+                    "images": trainer.images_seen,
+                    "seconds": round(clock.seconds, 3),
+                    "skipped": trainer.guard.skipped,
+                    **window.means(),
+                    **window.by_time(),
+                }
+                window = StepMetrics()
+                if main:
+                    file.write(json.dumps(record) + "\n")
+                    file.flush()
+                tracker.scalars(record, trainer.step)
+            every = config.validation.every
+            if every and trainer.step % every == 0 and not last:
+                if main:
+                    tracker.evaluation(task.evaluate(), trainer.step)
+                trainer.accelerator.wait_for_everyone()
+            stopping = stop.requested(trainer.accelerator)
+            if (trainer.step % config.checkpoint.every == 0 or stopping or last) and main:
+                _checkpoint(folder, task, config, progress)
+            if stopping and not last:
+                raise Stopped(f"stopped at step {trainer.step}; the same command continues {folder}")
+    return clock
+
+
+def _checkpoint(folder: Path, task: Task, config: AnyRun, progress: Progress) -> None:
+    try:
+        save_checkpoint(folder, task.trainer, config.checkpoint.keep)
+    except OSError as error:  # a full disk must not cost what is in memory; the next one may succeed
+        progress.say(f"no checkpoint at step {task.trainer.step} ({error}); the one before is kept; free some space")
+
+
+def _open(config: AnyRun, out: Path | None, accelerator: Accelerator) -> RunFolder:
+    """Let the first process choose the folder, and tell the others."""
+    found: list[Any] = [None]
+    folder = None
+    if accelerator.is_main_process:
+        try:
+            folder = open_run(config, out)
+            found = [(folder.path, folder.state)]
+        except (OSError, ValueError) as error:
+            found = [error]
+    broadcast_object_list(found)
+    if isinstance(found[0], Exception):
+        raise found[0]
+    return folder or RunFolder(*found[0])
+
+
+def _summarize(
+    task: Task, config: AnyRun, command: str, before: Evaluation, after: Evaluation, clock: _Clock
+) -> dict[str, Any]:
+    trainer = task.trainer
+    steps, images = trainer.step - clock.first_step, trainer.images_seen - clock.first_images
+    return {
         "task": config.task,
         "preset": config.preset,
         "command": command,
         "seed": config.seed,
         "steps": config.steps,
-        "images_seen": task.trainer.images_seen,
-        "seconds": round(time.perf_counter() - started, 1),
-        "updates_per_second": round(config.steps / loop_seconds, 3),
-        "images_per_second": round(task.trainer.images_seen / loop_seconds, 2),
-        "peak_memory_mb": peak_memory_mb(task.trainer.device),
-        "parameters": {player.name: count_parameters(player.network) for player in task.trainer.players},
+        "images_seen": trainer.images_seen,
+        "seconds": round(clock.seconds, 1),
+        "updates_per_second": round(steps / clock.seconds, 3) if steps else 0.0,
+        "images_per_second": round(images / clock.seconds, 2) if steps else 0.0,
+        "continued_at": clock.first_step or None,
+        "skipped_updates": trainer.guard.skipped,
+        "processes": trainer.accelerator.num_processes,
+        "peak_memory_mb": peak_memory_mb(trainer.device),
+        "parameters": {player.name: count_parameters(player.network) for player in trainer.players},
         "data": config.data.source,
-        "machine": machine(task.trainer.device),
+        "machine": machine(trainer.device),
+        **task.notes,
         "before": before.rows,
         "after": after.rows,
     }
-    task.save(folder / MODEL, {key: value for key, value in summary.items() if key not in ("before", "after")})
+
+
+def _write(task: Task, folder: Path, config: AnyRun, summary: Mapping[str, Any], after: Evaluation) -> None:
+    """Write the results; the summary comes last and says that the run is finished."""
+    if (folder / MODEL).exists():  # of a process that was killed while it wrote the results
+        shutil.rmtree(folder / MODEL)
+    about = {key: value for key, value in summary.items() if key not in ("before", "after")}
+    task.save(folder / MODEL, about)
     write_card(folder / MODEL, summary, read_about(folder / MODEL)["sha256"])
     save_grid(folder / "grid.png", after.pictures)
-    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    write_report(folder, summary, (folder / "config.yaml").read_text())
-    return RunResult(folder, folder / MODEL, before, after, summary)
+    write_report(folder, summary, to_yaml(config))
+    write_text(folder / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 
-def _loop(task: Task, config: AnyRun, folder: Path, progress: Progress) -> float:
-    from torch.utils.tensorboard import SummaryWriter
-
-    trainer = task.trainer
-    begin = time.perf_counter()
-    with SummaryWriter(str(folder / "tensorboard")) as board, (folder / "metrics.jsonl").open("w") as log:
-        while trainer.step < config.steps:
-            metrics = trainer.run_step()
-            seconds = time.perf_counter() - begin
-            progress.update(trainer.step, metrics, trainer.images_seen / seconds)
-            if trainer.step % config.log_every and trainer.step != config.steps:
-                continue
-            record = {
-                "step": trainer.step,
-                "images": trainer.images_seen,
-                "seconds": round(seconds, 3),
-                **metrics,
-            }
-            log.write(json.dumps(record) + "\n")
-            log.flush()
-            for name, value in metrics.items():
-                board.add_scalar(name, value, trainer.step)
-    return time.perf_counter() - begin
-
-
-def create_folder(out: Path | None, stem: str) -> Path:
-    """Create the run folder: ``out``, or the next free ``runs/STEM-NNN``."""
-    if out is not None:
-        out.mkdir(parents=True)
-        return out
-    number = 1
-    while True:
-        folder = Path("runs") / f"{stem}-{number:03d}"
-        try:
-            folder.mkdir(parents=True)
-        except FileExistsError:
-            number += 1
-        else:
-            return folder
+def _finished(folder: Path) -> RunResult:
+    """What a finished run measured, from its folder; the pictures are in its report."""
+    summary = json.loads((folder / SUMMARY).read_text())
+    return RunResult(
+        folder, folder / MODEL, Evaluation(summary["before"], {}), Evaluation(summary["after"], {}), summary
+    )
 
 
 def peak_memory_mb(device: torch.device) -> float:

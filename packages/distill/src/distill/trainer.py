@@ -1,26 +1,31 @@
 """One training loop for all objectives. Players are data: a network, its optimizer and its loss.
 
-A step is one turn of every player, in order; a player may update several times a turn (RSD's fake model: K times). All
-randomness of an update comes from a generator that belongs to (seed, images seen).
+A step is one turn of every player, in order; a player may update several times a turn (RSD's fake model: K times). An
+update takes ``batch_size`` new samples: every process takes its share, in micro-batches whose gradients accumulate.
+Sample i and its noise are pure functions of the seed and i, so neither micro-batches nor processes change what is
+trained on, and a resumed run goes on at the next sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate import Accelerator
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.optim.swa_utils import AveragedModel
 
+from distill.guards import MicroBatch, NonFiniteGuard
+from distill.meters import StepMetrics, pack, unpack
+from distill.noise import SampleNoise
 from distill.objectives.output import ObjectiveOutput
-from sr_data.datasets import make_generator
-
-NOISE_STREAM = 1 << 32
-"""Added to the run's seed for training noise, so that it is unrelated to the data's."""
+from distill.ranks import make_accelerator
 
 
 @dataclass
@@ -31,7 +36,7 @@ class Player:
         name: prefix of its metrics.
         network: trainable; while another player is at turn it is frozen and in eval mode.
         optimizer: of the network's parameters.
-        loss: from the prepared batch and a generator to the objective's output.
+        loss: from the prepared batch and its noise to the objective's output; every parameter takes part in it.
         updates: optimizer steps in one turn.
         scheduler: learning-rate schedule, stepped after each update.
         ema: exponential moving average of the network, updated after each update.
@@ -40,10 +45,27 @@ class Player:
     name: str
     network: nn.Module
     optimizer: Optimizer
-    loss: Callable[[Any, torch.Generator], ObjectiveOutput]
+    loss: Callable[[Any, SampleNoise], ObjectiveOutput]
     updates: int = 1
     scheduler: LRScheduler | None = None
     ema: AveragedModel | None = None
+
+
+class PlayerLoss(nn.Module):
+    """A player's loss as a module: what data-parallel training wraps.
+
+    Everything that a loss does with the network (several passes, the encoder alone, a head) then happens inside one
+    ``forward``, and the gradients of all parameters are averaged over the processes when it is differentiated.
+    """
+
+    def __init__(self, player: Player) -> None:
+        super().__init__()
+        self.network = player.network
+        self._player = [player]  # in a list: not a submodule, and its loss may be exchanged
+
+    def forward(self, data: Any, noise: SampleNoise) -> ObjectiveOutput:
+        """Return the objective's output for one micro-batch."""
+        return self._player[0].loss(data, noise)
 
 
 @dataclass
@@ -52,32 +74,56 @@ class Trainer:
 
     Args:
         players: in the order of their turns.
-        batches: endless training batches, each a tensor or tuple of tensors with the batch first.
-        prepare: from a raw batch to what the players' losses read (for example latents), without gradients.
+        batches: from the number of a sample to endless micro-batches of this process that start there; each is a tensor
+            or tuple of tensors with the batch first.
+        prepare: from a raw batch and the numbers of its samples to what the players' losses read (for example latents),
+            without gradients.
         seed: of the training noise.
-        device: where to compute.
-        bf16: run networks under bfloat16 autocast.
+        accelerator: device, precision and processes; None: a CPU alone.
+        accumulate: micro-batches of this process in one update.
         clip_norm: gradient norms are clipped to this; None: measured only.
+        guard: what to do about numbers that are not finite.
+        num_times: T, to log losses by the paper's t; 0: not.
     """
 
     players: list[Player]
-    batches: Iterator[Any]
-    prepare: Callable[[Any], Any]
+    batches: Callable[[int], Iterator[Any]]
+    prepare: Callable[[Any, range], Any]
     seed: int
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    bf16: bool = False
+    accelerator: Accelerator = field(default_factory=lambda: make_accelerator("cpu"))
+    accumulate: int = 1
     clip_norm: float | None = None
+    guard: NonFiniteGuard = field(default_factory=NonFiniteGuard)
+    num_times: int = 0
     images_seen: int = 0
     step: int = 0
 
-    def run_step(self) -> Mapping[str, float]:
-        """Let every player take its turn; return the metrics of each player's last update."""
-        metrics: dict[str, float] = {}
+    def __post_init__(self) -> None:
+        self._source: Iterator[Any] | None = None
+        self._losses: dict[str, nn.Module] = {}
+        self._optimizers: dict[str, Any] = {}
+        for player in self.players:
+            player.network.requires_grad_(True)  # data-parallel training registers what is trainable now
+        for player in self.players:
+            self._losses[player.name] = self.accelerator.prepare_model(PlayerLoss(player))
+            self._optimizers[player.name] = self.accelerator.prepare_optimizer(player.optimizer)
+        self._draws_in_layers = any(
+            isinstance(module, nn.Dropout) and module.p > 0 for p in self.players for module in p.network.modules()
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where this process computes."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    def run_step(self) -> StepMetrics:
+        """Let every player take its turn; return the metrics of the step, averaged over a player's updates."""
+        metrics = StepMetrics()
         for player in self.players:
             self._activate(player)
             for _ in range(player.updates):
-                last = self._update(player)
-            metrics.update({f"{player.name}/{key}": value for key, value in last.items()})
+                metrics.add(player.name, self._update(player))
         self.step += 1
         return metrics
 
@@ -85,36 +131,73 @@ class Trainer:
         for other in self.players:
             other.network.requires_grad_(other is player).train(other is player)
 
-    def _update(self, player: Player) -> dict[str, float]:
-        batch = _to(next(self.batches), self.device)
-        generator = make_generator(self.seed + NOISE_STREAM, self.images_seen)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            with torch.no_grad():
-                data = self.prepare(batch)
-            output = player.loss(data, generator)
-        if not torch.isfinite(output.loss):
-            raise ValueError(
-                f"expected a finite loss, got {output.loss.item()} from {player.name} at step {self.step} "
-                f"({self.images_seen} images seen); lower its learning rate or use fp32"
-            )
-        player.optimizer.zero_grad(set_to_none=True)
-        output.loss.backward()  # type: ignore[no-untyped-call]
+    def _update(self, player: Player) -> Mapping[str, Tensor]:
+        optimizer = self._optimizers[player.name]
+        optimizer.zero_grad(set_to_none=True)
+        parts, outputs = [], []
+        for index in range(self.accumulate):
+            part = self._next(index)
+            output = self._backward(player, part, last=index == self.accumulate - 1)
+            parts.append(part)
+            outputs.append(output)
+        self.accelerator.unscale_gradients(optimizer)
         limit = self.clip_norm if self.clip_norm is not None else float("inf")
         norm = nn.utils.clip_grad_norm_(player.network.parameters(), limit)
-        player.optimizer.step()
+        # One exchange and one wait for the device per update; all processes then see the same numbers.
+        values = unpack(self.accelerator.reduce(pack(outputs, norm, self.num_times), "mean"), outputs, self.num_times)
+        self.images_seen += sum(len(part.indexes) for part in parts) * self.accelerator.num_processes
+        if self.guard.passes(values, scaled=self.accelerator.scaler is not None):
+            optimizer.step()  # with a loss scaler it skips overflows itself
+            self._advance(player, optimizer)
+        else:
+            optimizer.zero_grad(set_to_none=True)
+            parameters = list(player.network.parameters())
+            self.guard.handle(player.name, self.step, self.seed, parts, partial(self._recompute, player), parameters)
+        return values
+
+    def _advance(self, player: Player, optimizer: Any) -> None:
+        if optimizer.step_was_skipped:
+            return
         if player.scheduler is not None:
             player.scheduler.step()
         if player.ema is not None:
             player.ema.update_parameters(player.network)
-        self.images_seen += _batch_size(batch)
-        values = {"loss": output.loss.item(), "grad_norm": norm.item()}
-        return values | {key: value.item() for key, value in output.metrics.items()}
+
+    def _next(self, index: int) -> MicroBatch:
+        if self._source is None:
+            self._source = self.batches(self.images_seen)
+        batch = _to(next(self._source), self.device)
+        size = _batch_size(batch)
+        first = self.images_seen + (index * self.accelerator.num_processes + self.accelerator.process_index) * size
+        return MicroBatch(batch, range(first, first + size))
+
+    def _backward(self, player: Player, part: MicroBatch, *, last: bool) -> ObjectiveOutput:
+        module = self._losses[player.name]
+        with nullcontext() if last else self.accelerator.no_sync(module):
+            output: ObjectiveOutput = module(self._prepared(part), self._noise(part))
+            self.accelerator.backward(output.loss / self.accumulate)
+        return output
+
+    def _recompute(self, player: Player, part: MicroBatch) -> ObjectiveOutput:
+        """The loss of a micro-batch once more, in this process alone: same data, same noise."""
+        with self.accelerator.autocast():
+            return player.loss(self._prepared(part), self._noise(part))
+
+    def _prepared(self, part: MicroBatch) -> Any:
+        with torch.no_grad(), self.accelerator.autocast():
+            return self.prepare(part.batch, part.indexes)
+
+    def _noise(self, part: MicroBatch) -> SampleNoise:
+        noise = SampleNoise(self.seed, part.indexes, self.device)
+        if self._draws_in_layers:  # dropout reads the global generator
+            torch.manual_seed(noise.layer_seed)
+        return noise
 
 
 def _to(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, torch.Tensor):
-        return batch.to(device)
-    return tuple(part.to(device) for part in batch)
+        return batch.to(device, non_blocking=True)
+    return tuple(part.to(device, non_blocking=True) for part in batch)
 
 
 def _batch_size(batch: Any) -> int:

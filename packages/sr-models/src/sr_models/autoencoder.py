@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from sr_models.layers import GroupNorm32
+from sr_models.layers import GroupNorm32, run_block
 
 NORM_EPS = 1e-6
 
@@ -161,10 +161,15 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """z to pixels: the encoder mirrored, with one more residual block a level."""
+    """z to pixels: the encoder mirrored, with one more residual block a level.
+
+    Set ``checkpointing`` where a loss on pixels trains what made the latent: the decoder then keeps the inputs of its
+    blocks only.
+    """
 
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
+        self.checkpointing = False
         base, groups = config.base_channels, config.norm_groups
         channels = base * config.channel_multipliers[-1]
         self.conv_in = nn.Conv2d(config.z_channels, channels, 3, padding=1)
@@ -183,10 +188,10 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         """(B, z_channels, h, w) -> (B, 3, h*f, w*f)."""
-        h = self.middle(self.conv_in(z))
+        h = run_block(self.middle, self.conv_in(z), checkpointing=self.checkpointing)
         for stage in stages(self.levels):
             for block in stage.blocks:
-                h = block(h)
+                h = run_block(block, h, checkpointing=self.checkpointing)
             if stage.resample is not None:
                 h = stage.resample(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         out: Tensor = self.conv_out(F.silu(self.norm_out(h)))

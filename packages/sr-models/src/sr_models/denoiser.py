@@ -37,6 +37,21 @@ class Denoiser:
         prediction: Tensor = self.network(self.schedule.scale_input(z_t, t), self.schedule.time_index(t), lr, noise)
         return prediction
 
+    def bottleneck(self, z_t: Tensor, lr: Tensor, t: Tensor) -> Tensor:
+        """Return the network's features after encoder and middle at time t, where a GAN head reads them.
+
+        Args:
+            z_t: scaled latent, (B, C, H, W).
+            lr: LR image, pixels [-1, 1], (B, 3, h, w).
+            t: the paper's t in 1..T, (B,) int64.
+
+        Returns:
+            (B, bottleneck channels, H', W').
+
+        Source: RSD Fig. 3
+        """
+        return self.network.bottleneck(self.schedule.scale_input(z_t, t), self.schedule.time_index(t), lr)
+
     def one_step(self, z_y: Tensor, lr: Tensor, noise: Tensor, epsilon: Tensor | None = None) -> Tensor:
         """Restore in one network evaluation: z_T from the prior around ``z_y``, then the prediction at t = T.
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 class GroupNorm32(nn.GroupNorm):
@@ -18,6 +21,18 @@ class GroupNorm32(nn.GroupNorm):
         wide = torch.promote_types(input.dtype, torch.float32)
         weight, bias = self.weight.to(wide), self.bias.to(wide)
         return F.group_norm(input.to(wide), self.num_groups, weight, bias, self.eps).to(input.dtype)
+
+
+def run_block(module: nn.Module, *inputs: Any, checkpointing: bool) -> Tensor:
+    """Call ``module``; with ``checkpointing`` keep its inputs only and compute it again in the backward pass.
+
+    Memory then grows with the number of blocks instead of the number of layers, for one more forward pass.
+    """
+    if checkpointing and torch.is_grad_enabled():
+        again: Tensor = checkpoint(module, *inputs, use_reentrant=False)
+        return again
+    out: Tensor = module(*inputs)
+    return out
 
 
 def zero_(module: nn.Module) -> None:

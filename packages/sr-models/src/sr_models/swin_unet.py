@@ -17,7 +17,7 @@ from einops import rearrange
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
-from sr_models.layers import GroupNorm32, zero_
+from sr_models.layers import GroupNorm32, run_block, zero_
 
 ShiftMask = Literal["published", "swin"]
 
@@ -83,11 +83,15 @@ class SwinUNetConfig(BaseModel):
 
 
 class SwinUNet(nn.Module):
-    """U-Net with FiLM time conditioning and a Swin block after the first residual block of each level."""
+    """U-Net with FiLM time conditioning and a Swin block after the first residual block of each level.
+
+    Set ``checkpointing`` to train with less memory: blocks are computed again in the backward pass.
+    """
 
     def __init__(self, config: SwinUNetConfig) -> None:
         super().__init__()
         self.config = config
+        self.checkpointing = False
         base = config.base_channels
         time_channels = 4 * base
         self.time_mlp = nn.Sequential(
@@ -160,9 +164,9 @@ class SwinUNet(nn.Module):
         h = features
         for stage in stages(self.up):
             for index, block in enumerate(stage.blocks):
-                h = block(torch.cat([h, skips.pop()], dim=1), emb)
+                h = self._run(block, torch.cat([h, skips.pop()], dim=1), emb)
                 if index == 0 and stage.attention is not None:
-                    h = stage.attention(h)
+                    h = self._run(stage.attention, h)
             if stage.resample is not None:
                 h = stage.resample(F.interpolate(h, scale_factor=2.0, mode="nearest"))
         out: Tensor = self.head(F.silu(self.norm_out(h)))
@@ -192,16 +196,19 @@ class SwinUNet(nn.Module):
         skips = [h]
         for stage in stages(self.down):
             for index, block in enumerate(stage.blocks):
-                h = block(h, emb)
+                h = self._run(block, h, emb)
                 if index == 0 and stage.attention is not None:
-                    h = stage.attention(h)
+                    h = self._run(stage.attention, h)
                 skips.append(h)
             if stage.resample is not None:
                 h = stage.resample(h)
                 skips.append(h)
         first, attention, second = self.middle
-        h = second(attention(first(h, emb)), emb)
+        h = self._run(second, self._run(attention, self._run(first, h, emb)), emb)
         return h, skips, emb
+
+    def _run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        return run_block(block, *inputs, checkpointing=self.checkpointing)
 
     def _with_condition(self, x: Tensor, lr: Tensor | None) -> Tensor:
         if not self.config.condition_channels:

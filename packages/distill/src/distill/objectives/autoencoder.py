@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from distill.objectives.output import ObjectiveOutput, mean_output
+from distill.noise import SampleNoise
+from distill.objectives.output import ObjectiveOutput, combine, mean, widen
 from sr_models import VQAutoencoder
 
 BRIGHTNESS = ((0.5, 0.5, 0.5),)
@@ -51,19 +52,17 @@ def autoencoder_loss(
         weights: of the terms.
     """
     z = network.encode(images)
-    reconstruction = network.decode(z + sigma * network.config.latent_scale * noise).float()
+    reconstruction = widen(network.decode(z + sigma * network.config.latent_scale * noise))
     error = reconstruction - images
     pooled = F.avg_pool2d(error, network.config.factor)
     opponent = torch.einsum("ac,bchw->bahw", pooled.new_tensor(OPPONENT), pooled)
     terms = {
-        "l1": _mean(error.abs()),
-        "mse": _mean(error.square()),
-        "colour": _mean(opponent.square()),
-        "kl": _mean((z.float() / network.config.latent_scale).square()) / 2,
+        "l1": mean(error.abs()),
+        "mse": mean(error.square()),
+        "colour": mean(opponent.square()),
+        "kl": mean((widen(z) / network.config.latent_scale).square()) / 2,
     }
-    loss = weights.l1 * terms["l1"] + weights.mse * terms["mse"]
-    loss = loss + weights.colour * terms["colour"] + weights.kl * terms["kl"]
-    return mean_output(loss, **{name: value.mean() for name, value in terms.items()})
+    return combine(terms, weights._asdict())
 
 
 @torch.no_grad()
@@ -78,14 +77,8 @@ def balance_colours_(network: VQAutoencoder) -> None:
     weight.copy_(torch.einsum("oahw,ac->ochw", weight, axes))
 
 
-def noise_for(network: VQAutoencoder, images: Tensor, generator: torch.Generator) -> Tensor:
+def noise_for(network: VQAutoencoder, images: Tensor, noise: SampleNoise) -> Tensor:
     """Draw the latent noise that belongs to a batch of images."""
-    batch, _, height, width = images.shape
+    height, width = images.shape[-2:]
     factor = network.config.factor
-    shape = (batch, network.config.latent_channels, height // factor, width // factor)
-    return torch.randn(shape, generator=generator).to(images.device)
-
-
-def _mean(values: Tensor) -> Tensor:
-    """Mean of each sample, (B, ...) -> (B,)."""
-    return values.flatten(1).mean(1)
+    return noise.normal((network.config.latent_channels, height // factor, width // factor))

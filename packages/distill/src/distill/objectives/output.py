@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from resshift_core import ResShiftSchedule
+
+Pass_contra = TypeVar("Pass_contra", contravariant=True)
+Pass = TypeVar("Pass")
 
 
 @dataclass(frozen=True)
@@ -16,14 +20,77 @@ class ObjectiveOutput:
     """Loss to minimise, with what it is made of.
 
     Args:
-        loss: scalar, differentiable.
-        per_sample: (B,) detached loss of each sample, before the mean.
+        loss: scalar, differentiable: the sum over the terms of weight times mean.
+        terms: name -> (B,) values without the weight, differentiable.
+        weights: name -> weight.
         metrics: further detached scalars to log, by name.
+        times: (B,) the paper's t of each sample, where the first term depends on it.
     """
 
     loss: Tensor
-    per_sample: Tensor
+    terms: Mapping[str, Tensor]
+    weights: Mapping[str, float]
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    times: Tensor | None = None
+
+    @property
+    def per_sample(self) -> Tensor:
+        """(B,) detached loss of each sample: its weighted terms summed."""
+        weighted = [self.weights[name] * values.detach() for name, values in self.terms.items()]
+        return torch.stack(weighted).sum(0)
+
+
+class TermValue(NamedTuple):
+    """What a term returns: ``values`` (B,), differentiable; detached scalars to log; the t of each sample."""
+
+    values: Tensor
+    metrics: Mapping[str, Tensor] = {}
+    times: Tensor | None = None
+
+
+class Term(Protocol[Pass_contra]):
+    """One part of a loss: reads what it needs of a pass and returns a value for each sample."""
+
+    def __call__(self, step: Pass_contra, /) -> TermValue:
+        """Return the term's values of one batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class WeightedTerm(Generic[Pass]):
+    """A named term and its weight (lambda in RSD Eq. 9)."""
+
+    name: str
+    weight: float
+    term: Callable[[Pass], TermValue]
+
+
+def weighted_sum(step: Pass, terms: Sequence[WeightedTerm[Pass]]) -> ObjectiveOutput:
+    """Add up terms of one pass: loss = sum over terms of weight times batch mean.
+
+    Source: RSD Eq. 9
+    """
+    values: dict[str, Tensor] = {}
+    metrics: dict[str, Tensor] = {}
+    times = None
+    for weighted in terms:
+        value = weighted.term(step)
+        values[weighted.name] = value.values
+        metrics.update(value.metrics)
+        times = value.times if times is None else times
+    return combine(values, {weighted.name: weighted.weight for weighted in terms}, metrics, times)
+
+
+def combine(
+    terms: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    metrics: Mapping[str, Tensor] | None = None,
+    times: Tensor | None = None,
+) -> ObjectiveOutput:
+    """Weighted sum of the batch means of ``terms``, name -> (B,)."""
+    loss = torch.stack([weights[name] * values.mean() for name, values in terms.items()]).sum()
+    detached = {name: value.detach() for name, value in (metrics or {}).items()}
+    return ObjectiveOutput(loss, terms, weights, detached, times)
 
 
 class Latents(NamedTuple):
@@ -31,11 +98,13 @@ class Latents(NamedTuple):
 
     Args:
         lr: LR image y_0, pixels [-1, 1], (B, 3, h, w).
+        hr: HR image x_0, pixels [-1, 1], (B, 3, h s, w s).
         z_y: scaled latent of the upsampled LR image, (B, C, H, W).
         z_0: scaled latent of the HR image, (B, C, H, W).
     """
 
     lr: Tensor
+    hr: Tensor
     z_y: Tensor
     z_0: Tensor
 
@@ -53,8 +122,11 @@ class Predictor(Protocol):
         ...
 
 
-def mean_output(per_sample: Tensor, **metrics: Tensor) -> ObjectiveOutput:
-    """Average a per-sample loss over the batch."""
-    return ObjectiveOutput(
-        per_sample.mean(), per_sample.detach(), {name: value.detach() for name, value in metrics.items()}
-    )
+def widen(values: Tensor) -> Tensor:
+    """Return values in float32 at least: a network's half-precision output enters no difference of squares."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def mean(values: Tensor) -> Tensor:
+    """Mean of each sample, (B, ...) -> (B,)."""
+    return values.flatten(1).mean(1)

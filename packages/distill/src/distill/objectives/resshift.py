@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from distill.objectives.output import Latents, ObjectiveOutput, Predictor, mean_output
+from distill.noise import SampleNoise
+from distill.objectives.output import Latents, ObjectiveOutput, Predictor, combine, widen
 from resshift_core import ResShiftSchedule, fake_objective
 
 
@@ -18,10 +18,9 @@ class ResShiftDraws(NamedTuple):
     noise: Tensor
 
 
-def draw(schedule: ResShiftSchedule, latents: Latents, generator: torch.Generator) -> ResShiftDraws:
+def draw(schedule: ResShiftSchedule, latents: Latents, noise: SampleNoise) -> ResShiftDraws:
     """Draw t uniformly from 1..T and the noise of z_t."""
-    t = torch.randint(1, schedule.num_steps + 1, (latents.z_0.shape[0],), generator=generator)
-    return ResShiftDraws(t.to(latents.z_0.device), randn(latents.z_0.shape, generator, latents.z_0))
+    return ResShiftDraws(noise.integers(1, schedule.num_steps), noise.normal(latents.z_0.shape[1:]))
 
 
 def teacher_loss(network: Predictor, latents: Latents, draws: ResShiftDraws) -> ObjectiveOutput:
@@ -31,9 +30,5 @@ def teacher_loss(network: Predictor, latents: Latents, draws: ResShiftDraws) -> 
     """
     z_t = network.schedule.marginal(latents.z_0, latents.z_y, draws.t).sample(draws.noise)
     prediction = network(z_t, latents.lr, draws.t)
-    return mean_output(fake_objective(prediction.float(), latents.z_0))
-
-
-def randn(shape: torch.Size | tuple[int, ...], generator: torch.Generator, like: Tensor) -> Tensor:
-    """N(0, 1) from a CPU generator, on the device of ``like``: the same numbers on every device."""
-    return torch.randn(shape, generator=generator).to(like.device)
+    values = fake_objective(widen(prediction), latents.z_0)
+    return combine({"z_0": values}, {"z_0": 1.0}, times=draws.t)

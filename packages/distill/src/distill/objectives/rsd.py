@@ -3,19 +3,21 @@
 The student is trained to produce such data that a fake ResShift model trained on them coincides with the teacher. This
 differs from :mod:`distill.objectives.resshift` in what is trained on: the fake model fits the student's own output, and
 the student minimises what the fake model's training gains over the teacher (Eq. 7), with gradients through both. The
-supervised terms of Eq. 9 (LPIPS, GAN) are added beside ``student_loss``; they need nothing of it but ``StudentSample``.
+supervised terms of Eq. 9 are in :mod:`distill.objectives.terms`; they read the same :class:`StudentPass`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from distill.objectives.output import Latents, ObjectiveOutput, Predictor, mean_output
-from distill.objectives.resshift import randn
+from distill.noise import SampleNoise
+from distill.objectives.output import Latents, Predictor, TermValue, mean, widen
 from resshift_core import ResShiftSchedule, distillation_normalizer, fake_objective, rsd_objective
 
 
@@ -28,6 +30,7 @@ class RSDDraws(NamedTuple):
         epsilon: N(0, 1), (B, 1, H, W), the student's own noise.
         t: (B,) in 1..T, the time at which teacher and fake are compared.
         noise_t: N(0, 1), the noise of z_t.
+        noise_T: N(0, 1), the noise of z_T, from which the one-step output is made.
     """
 
     t_n: Tensor
@@ -35,6 +38,7 @@ class RSDDraws(NamedTuple):
     epsilon: Tensor
     t: Tensor
     noise_t: Tensor
+    noise_T: Tensor
 
 
 class StudentSample(NamedTuple):
@@ -48,7 +52,7 @@ def draw(
     schedule: ResShiftSchedule,
     timesteps: Sequence[int],
     latents: Latents,
-    generator: torch.Generator,
+    noise: SampleNoise,
     noise_channels: int = 1,
 ) -> RSDDraws:
     """Draw everything that is random in one loss.
@@ -59,18 +63,18 @@ def draw(
         schedule: gives T.
         timesteps: the student's N timesteps t_1 < ... < t_N = T.
         latents: batch, for its shape.
-        generator: CPU generator.
+        noise: where the numbers come from.
         noise_channels: of the student.
     """
-    z_0 = latents.z_0
-    batch = z_0.shape[0]
-    choice = torch.randint(len(timesteps), (batch,), generator=generator)
+    shape = latents.z_0.shape[1:]
+    choice = noise.integers(0, len(timesteps) - 1)
     return RSDDraws(
-        t_n=torch.tensor(timesteps, dtype=torch.int64)[choice].to(z_0.device),
-        noise_n=randn(z_0.shape, generator, z_0),
-        epsilon=randn((batch, noise_channels, *z_0.shape[2:]), generator, z_0),
-        t=torch.randint(1, schedule.num_steps + 1, (batch,), generator=generator).to(z_0.device),
-        noise_t=randn(z_0.shape, generator, z_0),
+        t_n=torch.tensor(timesteps, dtype=torch.int64, device=choice.device)[choice],
+        noise_n=noise.normal(shape),
+        epsilon=noise.normal((noise_channels, *shape[1:])),
+        t=noise.integers(1, schedule.num_steps),
+        noise_t=noise.normal(shape),
+        noise_T=noise.normal(shape),
     )
 
 
@@ -81,32 +85,30 @@ def sample_student(student: Predictor, latents: Latents, draws: RSDDraws) -> Stu
     """
     schedule = student.schedule
     z_tn = schedule.marginal(latents.z_0, latents.z_y, draws.t_n).sample(draws.noise_n)
-    z_0_hat = student(z_tn, latents.lr, draws.t_n, draws.epsilon).float()
+    z_0_hat = widen(student(z_tn, latents.lr, draws.t_n, draws.epsilon))
     z_t = schedule.marginal(z_0_hat, latents.z_y, draws.t).sample(draws.noise_t)
     return StudentSample(z_0_hat, z_t)
 
 
-def fake_loss(fake: Predictor, student: Predictor, latents: Latents, draws: RSDDraws) -> ObjectiveOutput:
-    """Train the fake model as a ResShift model of the student's data: mean squared error of z_0_hat, per sample.
+@dataclass(frozen=True)
+class FakePass:
+    """What the terms of the fake model's loss read of one batch; the student's output carries no gradient."""
 
-    Source: RSD Eq. 5 and Algorithm 1 (w_t = 1)
-    """
-    with torch.no_grad():
-        sample = sample_student(student, latents, draws)
-    prediction = fake(sample.z_t, latents.lr, draws.t).float()
-    return mean_output(fake_objective(prediction, sample.z_0_hat))
+    fake: Predictor
+    student: Predictor
+    latents: Latents
+    draws: RSDDraws
+
+    @cached_property
+    def sample(self) -> StudentSample:
+        """Output of the student at t_n, detached, and its noisy version."""
+        with torch.no_grad():
+            return sample_student(self.student, self.latents, self.draws)
 
 
-def student_loss(
-    student: Predictor,
-    fake: Predictor,
-    teacher: Predictor,
-    latents: Latents,
-    draws: RSDDraws,
-    *,
-    normalize: bool = True,
-) -> ObjectiveOutput:
-    """Distillation loss of the student, per sample; gradients flow through z_t into teacher and fake.
+@dataclass(frozen=True)
+class StudentPass:
+    """What the terms of the student's loss read of one batch; each part is computed when a term first asks for it.
 
     Args:
         student: trained; the others are frozen but differentiable in their input.
@@ -114,19 +116,80 @@ def student_loss(
         teacher: f*.
         latents: batch.
         draws: random numbers.
+        decode: from a scaled latent to pixels, differentiable; needed by terms on pixels only.
+    """
+
+    student: Predictor
+    fake: Predictor
+    teacher: Predictor
+    latents: Latents
+    draws: RSDDraws
+    decode: Callable[[Tensor], Tensor]
+
+    @cached_property
+    def sample(self) -> StudentSample:
+        """Output of the student at t_n and its noisy version."""
+        return sample_student(self.student, self.latents, self.draws)
+
+    @cached_property
+    def one_step(self) -> Tensor:
+        """Output of one-step inference, (B, C, H, W): the student at T on the prior around z_y.
+
+        The same epsilon as at t_n, as Algorithm 1 has it (lines 42-44).
+        """
+        schedule = self.student.schedule
+        z_T = schedule.prior(self.latents.z_y).sample(self.draws.noise_T)
+        t = torch.full_like(self.draws.t, schedule.num_steps)
+        return widen(self.student(z_T, self.latents.lr, t, self.draws.epsilon))
+
+    @cached_property
+    def pixels(self) -> Tensor:
+        """One-step output in pixels, nominally [-1, 1], not clamped: clamping would stop the gradient."""
+        return widen(self.decode(self.one_step))
+
+
+def fake_mse(step: FakePass) -> TermValue:
+    """Train the fake model as a ResShift model of the student's data: mean squared error of z_0_hat, per sample.
+
+    Source: RSD Eq. 5 and Algorithm 1 (w_t = 1)
+    """
+    prediction = widen(step.fake(step.sample.z_t, step.latents.lr, step.draws.t))
+    return TermValue(fake_objective(prediction, step.sample.z_0_hat), times=step.draws.t)
+
+
+@dataclass(frozen=True)
+class Distillation:
+    """Distillation term of the student, per sample; gradients flow through z_t into teacher and fake.
+
+    Per sample its value is mean (f* - z_0_hat)^2 - mean (f_phi - z_0_hat)^2: what the fake model predicts of the
+    student's output better than the teacher. A negative mean says that the fake model does not keep up with the
+    student. ``fake_lag`` is the ratio of the two; it should stay below 1.
+
+    Args:
         normalize: divide each sample's loss by mean |f* - z_0_hat|, detached (score identity distillation).
 
     Source: RSD Eq. 7 and Appendix C
     """
-    sample = sample_student(student, latents, draws)
-    f_teacher = teacher(sample.z_t, latents.lr, draws.t).float()
-    f_fake = fake(sample.z_t, latents.lr, draws.t).float()
-    per_sample: Tensor = rsd_objective(f_teacher, f_fake, sample.z_0_hat)
-    scale = distillation_normalizer(f_teacher.detach(), sample.z_0_hat.detach())
-    if normalize:
-        per_sample = per_sample / scale
-    return mean_output(
-        per_sample,
-        teacher_gap=scale.mean(),
-        fake_gap=(f_fake - f_teacher).detach().square().mean(),
-    )
+
+    normalize: bool = True
+
+    def __call__(self, step: StudentPass) -> TermValue:
+        """Return the loss of Eq. 7 for each sample."""
+        sample, lr, t = step.sample, step.latents.lr, step.draws.t
+        f_teacher = widen(step.teacher(sample.z_t, lr, t))
+        f_fake = widen(step.fake(sample.z_t, lr, t))
+        values: Tensor = rsd_objective(f_teacher, f_fake, sample.z_0_hat)
+        scale = distillation_normalizer(f_teacher.detach(), sample.z_0_hat.detach())
+        if self.normalize:
+            values = values / scale
+        with torch.no_grad():
+            metrics = {
+                "teacher_gap": scale.mean(),
+                "fake_gap": (f_fake - f_teacher).square().mean(),
+                "fake_lag": _mse(f_fake, sample.z_0_hat) / _mse(f_teacher, sample.z_0_hat),
+            }
+        return TermValue(values, metrics, t)
+
+
+def _mse(prediction: Tensor, target: Tensor) -> Tensor:
+    return mean((prediction - target).square()).mean()

@@ -10,7 +10,13 @@ from distill.presets import paper, tiny
 PRESETS: dict[str, dict[str, Callable[[], AnyRun]]] = {
     "autoencoder": {"tiny": tiny.autoencoder},
     "teacher": {"tiny": tiny.teacher, "x4": paper.teacher},
-    "rsd": {"tiny": tiny.rsd, "x4": paper.rsd_distill_only},
+    "rsd": {
+        "tiny": tiny.rsd,
+        "rsd-paper": paper.rsd_paper,
+        "rsd-24gb": paper.rsd_24gb,
+        "rsd-512": paper.rsd_512,
+        "rsd-distill-only": paper.rsd_distill_only,
+    },
 }
 
 
@@ -20,8 +26,20 @@ def preset(task: str, name: str) -> AnyRun:
     Raises:
         ValueError: unknown task or preset.
     """
-    if task not in PRESETS:
-        raise ValueError(f"expected a task of {', '.join(PRESETS)}, got {task!r}")
+    _check_task(task)
     if name not in PRESETS[task]:
         raise ValueError(f"expected a preset of {', '.join(PRESETS[task])} for {task}, got {name!r}")
     return PRESETS[task][name]()
+
+
+def describe_presets(task: str) -> str:
+    """One line for each preset of ``task``: its name and the first line of its docstring."""
+    _check_task(task)
+    width = max(len(name) for name in PRESETS[task])
+    lines = [(name, (function.__doc__ or "").splitlines()[0]) for name, function in PRESETS[task].items()]
+    return "\n".join(f"{name:<{width}}  {text.removeprefix('Return ').rstrip('.')}" for name, text in lines)
+
+
+def _check_task(task: str) -> None:
+    if task not in PRESETS:
+        raise ValueError(f"expected a task of {', '.join(PRESETS)}, got {task!r}")

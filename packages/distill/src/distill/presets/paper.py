@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distill.config import OptimizerConfig, RSDRun, TeacherRun
+from distill.config import CheckpointConfig, DataConfig, OptimizerConfig, RSDRun, TeacherRun, ValidationConfig
 from sr_models.presets import x4
 
 
@@ -19,6 +19,50 @@ def teacher() -> TeacherRun:
     )
 
 
+def rsd_paper() -> RSDRun:
+    """Return RSD as published; set ``data`` (photographs) and ``teacher``.
+
+    Every number of Appendix C: batch 64 in micro-batches of 8, K=5, N=4, AdamW 5e-5 with betas 0.9 and 0.95, average of
+    0.999, 3000 student updates (15000 of the fake model), LPIPS 2, GAN 3e-3, networks in float32 and the autoencoder in
+    float16. Data: HR crops of 256x256, second-order degradation x4.
+    """
+    return RSDRun(
+        preset="rsd-paper",
+        steps=3000,
+        batch_size=64,
+        micro_batch=8,
+        ema_decay=0.999,
+        optimizer=OptimizerConfig(lr=5e-5, betas=(0.9, 0.95), weight_decay=0.0),
+        data=DataConfig(hr_size=256, workers=4, degrade_on="device"),
+        checkpoint=CheckpointConfig(every=100),
+        validation=ValidationConfig(every=250),
+        teacher="teacher",
+        student_timesteps=4,
+        fake_updates=5,
+        terms={"distillation": 1.0, "lpips": 2.0, "gan": 3e-3},
+        autoencoder_dtype="float16",
+    )
+
+
 def rsd_distill_only() -> RSDRun:
-    """Return RSD without the supervised losses ("distill only") as published; set ``data`` and ``teacher``."""
-    return RSDRun(preset="x4", steps=3000, batch_size=64, teacher="teacher")
+    """Return RSD without the supervised losses ("distill only" of Tables 1, 2 and 6); otherwise as published."""
+    return rsd_paper().model_copy(update={"preset": "rsd-distill-only", "terms": {"distillation": 1.0}})
+
+
+def rsd_24gb() -> RSDRun:
+    """Return the published optimisation for one card of 24 GB: smaller micro-batches, checkpointing, bfloat16."""
+    return rsd_paper().model_copy(
+        update={"preset": "rsd-24gb", "micro_batch": 4, "precision": "bf16", "checkpointing": True}
+    )
+
+
+def rsd_512() -> RSDRun:
+    """Return RSD on HR crops of 512x512 (latents of 128x128), as the paper's revised version trains on LSDIR."""
+    return rsd_paper().model_copy(
+        update={
+            "preset": "rsd-512",
+            "micro_batch": 2,
+            "data": DataConfig(hr_size=512, image_size=512, workers=4, degrade_on="device"),
+            "validation": ValidationConfig(images=4, hr_size=512, every=250),
+        }
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from distill.config import (
     AutoencoderRun,
+    CheckpointConfig,
     DataConfig,
     OptimizerConfig,
     RSDRun,
@@ -68,5 +69,6 @@ def rsd() -> RSDRun:
         optimizer=OptimizerConfig(lr=1e-4),
         data=DataConfig(hr_size=64),
         validation=VALIDATION,
+        checkpoint=CheckpointConfig(every=50, keep=1),
         teacher="tiny-teacher",
     )

@@ -1,0 +1,152 @@
+"""What the builders of tasks share: players, batches, latents, measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from distill.config import OptimizerConfig, RunConfig
+from distill.data import TrainingData
+from distill.evaluation import Evaluation, measure
+from distill.guards import NonFiniteGuard
+from distill.noise import SampleNoise
+from distill.objectives.output import Latents, ObjectiveOutput
+from distill.trainer import Player, Trainer
+from sr_models import SRModel, SuperResolver, SwinUNet, VQAutoencoder
+from sr_models.restorer import upsample
+
+Network = TypeVar("Network", bound=nn.Module)
+Save = Callable[[Path, Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run, ready to go.
+
+    Args:
+        trainer: the players and their data.
+        evaluate: measure the current averaged networks; called before, after, and on the way.
+        save: write the result as a model folder, with provenance.
+        notes: facts for the record that the configuration does not tell, by name.
+    """
+
+    trainer: Trainer
+    evaluate: Callable[[], Evaluation]
+    save: Save
+    notes: Mapping[str, str] = field(default_factory=dict)
+
+
+def place(network: Network, device: torch.device) -> Network:
+    """Move to the device; channels last is the faster memory layout for convolutions on CPUs and tensor cores."""
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def set_up(network: Network, config: RunConfig) -> Network:
+    """Apply what the configuration says of memory and speed to a network that gradients flow through."""
+    if isinstance(network, SwinUNet):
+        network.checkpointing = config.checkpointing
+    if config.compile is not None:
+        network.compile(backend=config.compile)
+    return network
+
+
+def make_trainer(
+    players: list[Player],
+    data: TrainingData,
+    prepare: Callable[[Any, range], Any],
+    config: RunConfig,
+    accelerator: Accelerator,
+    num_times: int = 0,
+) -> Trainer:
+    """Put players and data together for this process.
+
+    Raises:
+        ValueError: the batch does not divide into the processes and micro-batches.
+    """
+    world = accelerator.num_processes
+    micro = config.micro_batch or config.batch_size // world
+    if micro < 1 or config.batch_size % (world * micro):
+        raise ValueError(
+            f"expected batch_size={config.batch_size} as a multiple of {world} processes times micro_batch={micro}; "
+            "change one of them"
+        )
+    return Trainer(
+        players,
+        lambda start: data.batches(micro, start, rank=accelerator.process_index, world=world),
+        prepare,
+        config.seed,
+        accelerator,
+        accumulate=config.batch_size // (world * micro),
+        clip_norm=config.clip_norm,
+        guard=NonFiniteGuard(config.guard.on_nonfinite, config.guard.max_skips, rank=accelerator.process_index),
+        num_times=num_times,
+    )
+
+
+def make_player(
+    name: str,
+    network: nn.Module,
+    config: RunConfig,
+    loss: Callable[[Any, SampleNoise], ObjectiveOutput],
+    *,
+    updates: int = 1,
+    ema: bool = True,
+) -> Player:
+    """Give a network its optimizer, learning-rate schedule and average."""
+    chosen = config.optimizer
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay
+    )
+    averaged = None
+    if ema:
+        average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+        averaged = AveragedModel(network, multi_avg_fn=average).requires_grad_(False)
+    scheduler = make_scheduler(optimizer, chosen, config.steps * updates)
+    return Player(name, network, optimizer, loss, updates=updates, scheduler=scheduler, ema=averaged)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, config: OptimizerConfig, steps: int) -> LRScheduler:
+    """Return the learning-rate schedule over ``steps`` updates."""
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
+        if config.schedule == "constant":
+            return warm
+        return warm * 0.5 * (1 + float(torch.cos(torch.tensor(torch.pi * min(step / steps, 1.0)))))
+
+    return LambdaLR(optimizer, factor)
+
+
+def averaged(player: Player) -> Any:
+    """The exponential moving average of a player's network, ready for inference."""
+    assert player.ema is not None
+    return player.ema.module.eval()
+
+
+def latents_of(autoencoder: VQAutoencoder, lr: Tensor, hr: Tensor, scale: int) -> Latents:
+    """Encode a batch of pairs, pixels [-1, 1], without gradients; the latents are float32."""
+    dtype = next(autoencoder.parameters()).dtype
+    with torch.no_grad():
+        z_y = autoencoder.encode(upsample(lr, scale).to(dtype)).float()
+        return Latents(lr, hr, z_y, autoencoder.encode(hr.to(dtype)).float())
+
+
+def restore(model: SRModel, lr: Tensor, device: torch.device, steps: int | None = None) -> Tensor:
+    """Restore validation images; the noise is the same every time."""
+    return SuperResolver(model, device).restore(lr, torch.Generator().manual_seed(0), steps=steps)
+
+
+def compare(lr: Tensor, hr: Tensor, methods: Mapping[str, Tensor]) -> Evaluation:
+    """Measure restored images by method."""
+    nearest = nn.functional.interpolate(lr, size=hr.shape[-2:], mode="nearest")
+    rows = {name: measure(images, hr) for name, images in methods.items()}
+    return Evaluation(rows, {"LR": nearest, **methods, "HR": hr})
