@@ -18,11 +18,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _group() -> None:
-    """Keep ``quality`` a named subcommand while it is the only one."""
-
-
 @app.command()
 def quality(
     lr: Annotated[Path, typer.Option(help="folder of LR photographs", show_default=False)],
@@ -59,6 +54,43 @@ def quality(
         limit=limit,
         device=device,
         # Without the place of the output: it does not change what was measured.
+        command=shlex.join(["sr-bench", *(part for part in sys.argv[1:] if part not in ("--out", str(out)))]),
+    )
+
+
+@app.command()
+def ablation(
+    name: Annotated[str, typer.Argument(help="rsd: Tables 5 and 6 of the RSD paper in miniature", show_default=False)],
+    out: Annotated[Path, typer.Option(help="folder of the results; continued if it exists", show_default=False)],
+    updates: Annotated[
+        int, typer.Option(min=1, help="student updates of the base run; other rows get as many operations")
+    ] = 100,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of each row")] = 3,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="for all runs, such as lpips.backbone=random; repeatable"),
+    ] = None,
+    lr: Annotated[Path | None, typer.Option(help="folder of LR photographs to measure on as well")] = None,
+    hr: Annotated[Path | None, typer.Option(help="folder of their HR versions, 4 times as large")] = None,
+    images: Annotated[int, typer.Option(min=1, help="measure this many of them, evenly spread")] = 12,
+    jobs: Annotated[int, typer.Option(min=1, help="trainings at the same time")] = 2,
+) -> None:
+    """Train the variants of a table over several seeds at equal compute, and measure them."""
+    from sr_bench.ablation import run_ablation
+
+    if name != "rsd":
+        raise ValueError(f"expected rsd, got {name!r}; there is no other ablation yet")
+    if (lr is None) != (hr is None):
+        raise ValueError("expected both --lr and --hr, or neither; give the other folder")
+    run_ablation(
+        out,
+        updates=updates,
+        seeds=seeds,
+        settings=set_ or [],
+        lr_folder=lr,
+        hr_folder=hr,
+        images=images,
+        jobs=jobs,
         command=shlex.join(["sr-bench", *(part for part in sys.argv[1:] if part not in ("--out", str(out)))]),
     )
 
