@@ -76,7 +76,7 @@ def test_players_take_turns_and_the_others_are_frozen() -> None:
     assert seen == [(name, float(number)) for number, name in enumerate(turn * 2)]  # every update has its own batch
     assert set(metrics.means()) == {
         f"{name}/{key}" for name in ("fake", "student") for key in ("loss", "term/error", "grad_norm")
-    }
+    } | {"seconds/fake", "seconds/student", "seconds/data"}
     assert trainer.step == 2
     assert trainer.images_seen == 2 * 4 * 3
 

@@ -26,6 +26,9 @@ def run_and_tell(config: AnyRun, out: Path | None, *, command: str) -> None:
     console = Console()
     console.print(_table(result.before, result.after))
     summary = result.summary
+    if result.was_finished:
+        print(f"already finished: {result.folder}  (another --out trains again)")
+        return
     console.print(
         f"{summary['steps']} updates, {summary['images_seen']} images in {summary['seconds']:.0f} s "
         f"({summary['updates_per_second']} updates/s, peak memory {summary['peak_memory_mb']:.0f} MB)",

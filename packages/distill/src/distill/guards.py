@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ class NonFiniteGuard:
 
     Args:
         on_nonfinite: ``abort`` ends the run, ``skip`` drops the update and goes on.
-        max_skips: this many dropped updates in a row end the run all the same.
+        max_skips: this many dropped updates of a player in a row end the run all the same.
         folder: where offending batches are kept; None: nowhere.
         rank: of this process, for the file name.
     """
@@ -42,19 +42,20 @@ class NonFiniteGuard:
     folder: Path | None = None
     rank: int = 0
     skipped: int = 0
-    in_a_row: int = 0
+    in_a_row: dict[str, int] = field(default_factory=dict)
 
-    def passes(self, values: Mapping[str, Tensor], *, scaled: bool) -> bool:
+    def passes(self, player: str, values: Mapping[str, Tensor], *, scaled: bool) -> bool:
         """Tell whether an update may be taken.
 
         Args:
+            player: whose update it is.
             values: of the update, with ``loss`` and ``grad_norm``, the same in all processes.
             scaled: a loss scaler is at work: gradients that overflow are its business, and it skips them.
         """
         loss, norm = values["loss"].item(), values["grad_norm"].item()
         good = math.isfinite(loss) and (scaled or math.isfinite(norm))
         if good:
-            self.in_a_row = 0
+            self.in_a_row[player] = 0
         return good
 
     def handle(
@@ -72,17 +73,17 @@ class NonFiniteGuard:
             NonFiniteError: names the player, the step, the term, the samples and where the batch is.
         """
         self.skipped += 1
-        self.in_a_row += 1
+        in_a_row = self.in_a_row[player] = self.in_a_row.get(player, 0) + 1
         found, part = _culprit(parts, recompute, parameters)
         where = self._save(player, step, seed, part, found)
         message = (
             f"expected a finite loss and gradient, got {found} from {player} at step {step} "
             f"(images {part.indexes.start}..{part.indexes.stop - 1}){where}"
         )
-        if self.on_nonfinite == "skip" and self.in_a_row < self.max_skips:
+        if self.on_nonfinite == "skip" and in_a_row < self.max_skips:
             return
         if self.on_nonfinite == "skip":
-            message += f"; {self.in_a_row} updates in a row were skipped"
+            message += f"; {in_a_row} updates in a row were skipped"
         raise NonFiniteError(f"{message}; lower the learning rate or use fp32, or set guard.on_nonfinite=skip")
 
     def _save(self, player: str, step: int, seed: int, part: MicroBatch, found: str) -> str:

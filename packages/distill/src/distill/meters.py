@@ -66,6 +66,11 @@ class StepMetrics:
                 self._sums[key] = self._sums.get(key, 0.0) + value.item()
                 self._counts[key] = self._counts.get(key, 0) + 1
 
+    def add_seconds(self, name: str, seconds: float) -> None:
+        """Add the time of one step that went into ``name``: a player's turn, or waiting for data."""
+        self._sums[f"seconds/{name}"] = self._sums.get(f"seconds/{name}", 0.0) + seconds
+        self._counts[f"seconds/{name}"] = self._counts.get(f"seconds/{name}", 0) + 1
+
     def merge(self, other: StepMetrics) -> None:
         """Add all updates of another step."""
         for key, value in other._sums.items():

@@ -47,13 +47,14 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class RunResult:
-    """Where a finished run is and what it measured."""
+    """Where a finished run is and what it measured; ``was_finished``: before it was asked for, nothing was done."""
 
     folder: Path
     model: Path
     before: Evaluation
     after: Evaluation
     summary: Mapping[str, Any]
+    was_finished: bool = False
 
 
 def train(config: AnyRun, *, out: Path | None = None, command: str = "", quiet: bool = False) -> RunResult:
@@ -230,7 +231,7 @@ def _finished(folder: Path) -> RunResult:
     """What a finished run measured, from its folder; the pictures are in its report."""
     summary = json.loads((folder / SUMMARY).read_text())
     return RunResult(
-        folder, folder / MODEL, Evaluation(summary["before"], {}), Evaluation(summary["after"], {}), summary
+        folder, folder / MODEL, Evaluation(summary["before"], {}), Evaluation(summary["after"], {}), summary, True
     )
 
 

@@ -8,6 +8,7 @@ trained on, and a resumed run goes on at the next sample.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -100,6 +101,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self._source: Iterator[Any] | None = None
+        self._waited = 0.0  # seconds for batches in this step
         self._losses: dict[str, nn.Module] = {}
         self._optimizers: dict[str, Any] = {}
         for player in self.players:
@@ -120,10 +122,15 @@ class Trainer:
     def run_step(self) -> StepMetrics:
         """Let every player take its turn; return the metrics of the step, averaged over a player's updates."""
         metrics = StepMetrics()
+        self._waited = 0.0
         for player in self.players:
+            begin, waited = time.perf_counter(), self._waited
             self._activate(player)
             for _ in range(player.updates):
                 metrics.add(player.name, self._update(player))
+            # An update ends by reading its numbers from the device, so the clock has seen all of its work.
+            metrics.add_seconds(player.name, time.perf_counter() - begin - (self._waited - waited))
+        metrics.add_seconds("data", self._waited)
         self.step += 1
         return metrics
 
@@ -146,7 +153,7 @@ class Trainer:
         # One exchange and one wait for the device per update; all processes then see the same numbers.
         values = unpack(self.accelerator.reduce(pack(outputs, norm, self.num_times), "mean"), outputs, self.num_times)
         self.images_seen += sum(len(part.indexes) for part in parts) * self.accelerator.num_processes
-        if self.guard.passes(values, scaled=self.accelerator.scaler is not None):
+        if self.guard.passes(player.name, values, scaled=self.accelerator.scaler is not None):
             optimizer.step()  # with a loss scaler it skips overflows itself
             self._advance(player, optimizer)
         else:
@@ -166,7 +173,10 @@ class Trainer:
     def _next(self, index: int) -> MicroBatch:
         if self._source is None:
             self._source = self.batches(self.images_seen)
-        batch = _to(next(self._source), self.device)
+        begin = time.perf_counter()
+        raw = next(self._source)
+        self._waited += time.perf_counter() - begin
+        batch = _to(raw, self.device)
         size = _batch_size(batch)
         first = self.images_seen + (index * self.accelerator.num_processes + self.accelerator.process_index) * size
         return MicroBatch(batch, range(first, first + size))

@@ -219,14 +219,24 @@ def _load_tensors(network: nn.Module, folder: Path, name: str, content: Mapping[
     except SafetensorError as error:
         raise ValueError(f"expected safetensors in {path}, got something else ({error}); restore the file") from error
     own = network.state_dict()
-    wrong = sorted(set(own) ^ set(tensors)) + [
-        k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape
-    ]
-    if wrong:
-        raise ValueError(
-            f"expected the tensors that {CONFIG} describes in {path}, got others; wrong: {', '.join(wrong[:5])}"
-        )
+    if wrong := _differences(own, tensors):
+        raise ValueError(f"expected the tensors that {CONFIG} describes in {path}, got others: {wrong}")
     network.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()})
+
+
+def _differences(own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str:
+    """Every tensor that is missing, surplus or of another shape, by name; empty when all fit."""
+    shapes = [
+        f"{name} {tuple(found[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in sorted(own.keys() & found.keys())
+        if own[name].shape != found[name].shape
+    ]
+    lists = {
+        "missing": sorted(own.keys() - found.keys()),
+        "surplus": sorted(found.keys() - own.keys()),
+        "of another shape": shapes,
+    }
+    return "; ".join(f"{kind}: {', '.join(names)}" for kind, names in lists.items() if names)
 
 
 def _frozen(network: Network) -> Network:

@@ -40,14 +40,16 @@ HEAD_STREAM, BACKBONE_STREAM = 3 << 32, 4 << 32
 """Added to the run's seed for the weights of the GAN head and of a random LPIPS backbone."""
 
 
-def rsd_task(config: RSDRun, accelerator: Accelerator) -> Task:
-    """Build the run: the student and the fake model are copies of the teacher."""
+def rsd_task(config: RSDRun, accelerator: Accelerator, model: SRModel | None = None) -> Task:
+    """Build the run: the student and the fake model are copies of the teacher.
+
+    Args:
+        config: of the run.
+        accelerator: of this process.
+        model: the teacher; None: the one that the configuration names.
+    """
     device = accelerator.device
-    model = load_model(config.teacher)
-    if model.kind != "teacher":
-        raise ValueError(
-            f"expected a teacher to distil, got the {model.kind} {config.teacher!r}; give a teacher's folder"
-        )
+    model = model or _load_teacher(config.teacher)
     schedule = model.config.schedule.build()
     autoencoder = place(model.autoencoder, device)
     teacher = Denoiser(set_up(place(model.unet, device), config), schedule)
@@ -103,6 +105,13 @@ def rsd_task(config: RSDRun, accelerator: Accelerator) -> Task:
     trainer = make_trainer([fake_player, student_player], data, prepare, config, accelerator, schedule.num_steps)
     notes = {"lpips": perceptual.description} if perceptual else {}
     return Task(trainer, evaluate, save, notes)
+
+
+def _load_teacher(name: str) -> SRModel:
+    model = load_model(name)
+    if model.kind != "teacher":
+        raise ValueError(f"expected a teacher to distil, got the {model.kind} {name!r}; give a teacher's folder")
+    return model
 
 
 def _student_terms(
