@@ -21,10 +21,14 @@ from sr_data.datasets import (
     PairedFolder,
     TrainingImages,
     TrainingPairs,
+    batch_indexes,
+    degrade_batch,
     make_generator,
     training_loader,
 )
-from sr_data.images import to_tensor, write_image
+from sr_data.degradation import DegradationConfig, draw_parameters, sample_seeds
+from sr_data.images import ImageFiles, to_tensor, write_image
+from sr_data.sources import CHECKED_FILES, checked_positions
 
 
 def _coordinates(name: int, height: int, width: int) -> np.ndarray:
@@ -55,14 +59,15 @@ def stub(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """A degradation that subsamples and adds one random number, in place of the real one."""
     module = types.ModuleType("sr_data.degradation")
 
-    def degrade(hr: torch.Tensor, config: object, generator: torch.Generator, scale: int) -> torch.Tensor:
+    def degrade_seeded(hr: torch.Tensor, config: object, seeds: list[int], scale: int) -> torch.Tensor:
         assert hr.ndim == 4
         assert float(hr.min()) >= 0.0
         assert float(hr.max()) <= 1.0
-        level = torch.randint(0, 50, (1,), generator=generator)
-        return ((hr[..., ::scale, ::scale] * 205).round() + level).div(255.0)
+        levels = torch.tensor([seed % 47 for seed in seeds]).reshape(-1, 1, 1, 1)
+        return ((hr[..., ::scale, ::scale] * 205).round() + levels).div(255.0)
 
-    module.degrade = degrade  # type: ignore[attr-defined]
+    module.degrade_seeded = degrade_seeded  # type: ignore[attr-defined]
+    module.sample_seeds = sample_seeds  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "sr_data.degradation", module)
     return module
 
@@ -191,6 +196,65 @@ def test_small_and_false_pictures_are_found_from_the_headers(photos: Path, monke
         HRFolder(photos, seed=0).validate(8)
 
 
+def test_of_a_large_folder_a_spread_sample_is_looked_at(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def looked_at(path: Path) -> tuple[int, int]:
+        seen.append(path.name)
+        return 10, 10
+
+    monkeypatch.setattr("sr_data.sources.image_size", looked_at)
+    HRFolder(photos, seed=0).validate(8)
+    assert seen == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    seen.clear()
+    monkeypatch.setattr("sr_data.sources.CHECKED_FILES", 3)
+    HRFolder(photos, seed=0).validate(8)
+    assert seen == ["0.png", "2.png", "4.png"]
+    seen.clear()
+    PairedFolder(photos, photos, scale=1, seed=0).validate(8)
+    assert seen == ["0.png", "0.png", "2.png", "2.png", "4.png", "4.png"]
+    monkeypatch.undo()
+    # A file that was not looked at is named when a crop meets it.
+    (photos / "1.png").write_text("text")
+    monkeypatch.setattr("sr_data.sources.CHECKED_FILES", 3)
+    source = HRFolder(photos, seed=0)
+    source.validate(8)
+    met = next(index for index in range(5) if source.position(index) == 1)
+    with pytest.raises(ValueError, match=r"1\.png: not a picture Pillow can read"):
+        source.crop(met, 8)
+
+
+def test_a_million_files_are_looked_at_in_thousands() -> None:
+    positions = checked_positions(1_000_003)
+    assert len(positions) == len(set(positions)) == CHECKED_FILES
+    assert (positions[0], positions[-1]) == (0, 1_000_002)
+    steps = np.diff(positions)
+    assert steps.max() - steps.min() <= 1
+    assert checked_positions(CHECKED_FILES) == list(range(CHECKED_FILES))
+
+
+def test_the_error_names_the_crop_that_is_too_large(photos: Path) -> None:
+    with pytest.raises(ValueError, match="or use a smaller validation crop"):
+        HRFolder(photos, seed=0).validate(60, "validation crop")
+    with pytest.raises(ValueError, match="or use a smaller validation crop"):
+        PairedFolder(photos, photos, scale=1, seed=0).validate(60, "validation crop")
+
+
+def test_pairs_whose_suffixes_differ_stay_together(tmp_path: Path) -> None:
+    """With other suffixes the sorted names have another order: a.c.png < a.tif, but a.bmp < a.c.png."""
+    for number, (hr_name, lr_name) in enumerate((("a.tif", "a.bmp"), ("a.c.png", "a.c.png"), ("b.png", "b.png"))):
+        small = _coordinates(number, 8, 8)
+        write_image(tmp_path / "lr" / lr_name, small)
+        write_image(tmp_path / "hr" / hr_name, small.repeat(2, 0).repeat(2, 1))
+    assert ImageFiles(tmp_path / "hr").name(0) == "a.c.png"
+    assert ImageFiles(tmp_path / "lr").name(0) == "a.bmp"
+    source = PairedFolder(tmp_path / "hr", tmp_path / "lr", scale=2, seed=0)
+    source.validate(8)
+    for index in range(12):
+        hr, lr = source.pair(index, 8)
+        np.testing.assert_array_equal(hr, lr.repeat(2, axis=0).repeat(2, axis=1))
+
+
 def test_pairs_are_aligned_and_cover_the_pictures(pairs: tuple[Path, Path]) -> None:
     source = PairedFolder(*pairs, scale=4, seed=3)
     source.validate(32)
@@ -249,7 +313,8 @@ def test_a_pair_is_the_crop_and_its_degradation(stub: types.ModuleType) -> None:
     assert (lr.shape, hr.shape) == ((3, 8, 8), (3, 32, 32))
     assert lr.dtype == hr.dtype == torch.float32
     torch.testing.assert_close(hr, to_tensor(GeneratedImages(0, 48).crop(11, 32)), rtol=0, atol=0)
-    expected = stub.degrade((hr[None] + 1) / 2, None, make_generator(5, 11), 4)[0] * 2 - 1
+    seeds = sample_seeds(make_generator(5, 11), 1)
+    expected = stub.degrade_seeded((hr[None] + 1) / 2, None, seeds, 4)[0] * 2 - 1
     torch.testing.assert_close(lr, expected)
     levels = (lr + 1) * 127.5
     torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-3)
@@ -259,8 +324,6 @@ def test_a_pair_is_the_crop_and_its_degradation(stub: types.ModuleType) -> None:
 
 
 def test_the_real_degradation_gives_8_bit_levels_that_resemble_the_crop() -> None:
-    from sr_data.degradation import DegradationConfig
-
     dataset = TrainingPairs(GeneratedImages(0, 128), 128, 4, DegradationConfig.real_esrgan(), seed=0)
     for index in (0, 70):
         lr, hr = dataset[index]
@@ -334,8 +397,109 @@ def test_workers_have_one_thread_and_the_global_generator_rests() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"batch_size": 0}, {"batch_size": 1, "start": -1}, {"batch_size": 1, "workers": -1}]
+    "arguments",
+    [
+        {"batch_size": 0},
+        {"batch_size": 1, "start": -1},
+        {"batch_size": 1, "rank": -1},
+        {"batch_size": 1, "rank": 2, "world": 2},
+        {"batch_size": 1, "world": 0},
+    ],
 )
 def test_the_loader_refuses_impossible_numbers(arguments: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match="expected batch_size >= 1, start >= 0 and workers >= 0"):
+    with pytest.raises(ValueError, match="expected batch_size >= 1, start >= 0 and 0 <= rank < world, got"):
         training_loader(TrainingImages(_Plain(), 4), **arguments)
+
+
+def test_the_loader_refuses_a_negative_number_of_workers() -> None:
+    with pytest.raises(ValueError, match="expected workers >= 0, got -1"):
+        training_loader(TrainingImages(_Plain(), 4), batch_size=1, workers=-1)
+
+
+# --- ranks ---
+
+
+def _shown(batches: list[object]) -> list[list[int]]:
+    return [batch[:, 0, 0, 0].add(1).mul(127.5).round().int().tolist() for batch in batches]  # type: ignore[index]
+
+
+def test_the_batches_of_the_ranks_together_are_those_of_one_process() -> None:
+    dataset = TrainingImages(_Plain(), 2)
+    ranks = [_shown(_first(training_loader(dataset, 3, start=7, rank=rank, world=4), 5)) for rank in range(4)]
+    together = [list(itertools.chain(*batches)) for batches in zip(*ranks, strict=True)]
+    assert together == _shown(_first(training_loader(dataset, 12, start=7), 5))
+    assert ranks[2] == [list(batch) for batch in itertools.islice(batch_indexes(3, 7, rank=2, world=4), 5)]
+    helped = _first(training_loader(dataset, 3, start=7, rank=2, world=4, workers=2), 5)
+    assert _shown(helped) == ranks[2]
+
+
+def test_no_picture_is_generated_twice_when_the_pool_fits_ranks_and_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+
+    def counted(seed: int, index: int, size: int) -> np.ndarray:
+        made.append(index)
+        return np.zeros((size, size, 3), np.uint8)
+
+    monkeypatch.setattr("sr_data.sources.generate_image", counted)
+    batch_size, world, workers = 2, 3, 2
+    # A worker of a rank prepares every second batch of that rank, with a cache of its own.
+    for rank, worker in itertools.product(range(world), range(workers)):
+        source = GeneratedImages(0, image_size=16, crops_per_image=4, pool=batch_size * world * workers)
+        batches = itertools.islice(batch_indexes(batch_size, 5, rank, world), worker, 60, workers)
+        for index in itertools.chain.from_iterable(batches):
+            source.crop(index, 8)
+    assert len(made) > 50
+    assert len(set(made)) == len(made)
+
+
+# --- degradation of a batch ---
+
+
+def test_degrading_a_batch_gives_the_pairs_bit_for_bit() -> None:
+    config = DegradationConfig.real_esrgan()
+    source = GeneratedImages(0, 64)
+    pairs = TrainingPairs(source, 48, 4, config, seed=3)
+    indexes = [9, 2, 2**40]
+    hr = torch.stack([pairs[index][1] for index in indexes])
+    lr = degrade_batch(hr, indexes, config, 3, 4)
+    assert torch.equal(lr, torch.stack([pairs[index][0] for index in indexes]))
+    assert torch.equal(hr, torch.stack([TrainingImages(source, 48)[index] for index in indexes]))
+    assert not torch.equal(degrade_batch(hr, indexes, config, 4, 4), lr)
+
+
+def test_a_loader_of_crops_with_degradation_afterwards_is_a_loader_of_pairs() -> None:
+    config = DegradationConfig.real_esrgan()
+    source = GeneratedImages(0, 64)
+    where = {"batch_size": 3, "start": 4, "rank": 1, "world": 2}
+    pairs = training_loader(TrainingPairs(source, 32, 4, config, seed=1), **where)
+    crops = zip(training_loader(TrainingImages(source, 32), **where), batch_indexes(**where), strict=True)
+    for (lr, hr), (images, indexes) in itertools.islice(zip(pairs, crops, strict=True), 2):
+        assert torch.equal(hr, images)
+        assert torch.equal(lr, degrade_batch(images, indexes, config, 1, 4))
+
+
+def test_a_batch_holds_as_many_degradations_as_samples() -> None:
+    """One photograph throughout: what differs is the degradation, so no pool is needed to mix a batch."""
+    config = DegradationConfig.real_esrgan()
+    hr = TrainingImages(GeneratedImages(0, 64), 64)[0].expand(64, -1, -1, -1)
+    lr = degrade_batch(hr, range(64), config, 0, 4)
+    assert len({image.numpy().tobytes() for image in lr}) == 64
+
+    def parameters(index: int) -> object:
+        seed = sample_seeds(make_generator(0, index), 1)[0]
+        return draw_parameters(config, torch.Generator().manual_seed(seed))
+
+    drawn = [parameters(index) for index in range(64)]
+    # Not only the noise: blur, factor and compression are drawn for every sample.
+    for choose in (
+        lambda one: one.first.kernel,
+        lambda one: one.first.resize.scale,
+        lambda one: one.first_quality,
+        lambda one: one.final_quality,
+    ):
+        assert len({choose(one) for one in drawn}) > 55
+
+
+def test_degrading_a_batch_needs_an_index_for_each_crop() -> None:
+    with pytest.raises(ValueError, match="one index for each of 2 crops, got 3; use batch_indexes"):
+        degrade_batch(torch.zeros(2, 3, 8, 8), range(3), DegradationConfig.real_esrgan(), 0, 4)

@@ -15,6 +15,7 @@ from sr_data.degradation import (
     add_poisson_noise,
     degrade,
     degrade_one,
+    degrade_seeded,
     draw_parameters,
     filter2d,
     jpeg,
@@ -107,6 +108,14 @@ def test_a_sample_depends_on_its_pixels_and_seed_only(config: DegradationConfig)
     changed = hr.clone()
     changed[0] = 1 - changed[0]
     assert torch.equal(lr[1:], degrade(changed, config, generator(3))[1:])
+
+
+def test_seeds_that_are_drawn_already_give_the_same(config: DegradationConfig) -> None:
+    hr = photographs(3, 32, 32)
+    seeds = sample_seeds(generator(3), 3)
+    assert torch.equal(degrade_seeded(hr, config, seeds), degrade(hr, config, generator(3)))
+    with pytest.raises(ValueError, match=r"B seeds, got \(3, 3, 32, 32\) and 2"):
+        degrade_seeded(hr, config, seeds[:2])
 
 
 def test_samples_of_a_batch_are_degraded_differently(config: DegradationConfig) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from PIL import Image
 
 from sr_data.images import (
     IMAGE_SUFFIXES,
+    ImageFiles,
     image_size,
     list_images,
     read_image,
@@ -156,6 +159,50 @@ def test_listing_below_a_hidden_folder_works(tmp_path: Path) -> None:
     (tmp_path / ".store").mkdir()
     (tmp_path / ".store" / "a.png").touch()
     assert len(list_images(tmp_path / ".store")) == 1
+
+
+def test_listed_files_are_kept_compactly_and_in_order(tmp_path: Path) -> None:
+    names = ["b/ü.png", "a-b.png", "a.png", "a/c.jpg", os.fsdecode(b"not-utf8-\xff.png")]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    files = ImageFiles(tmp_path)
+    assert list(files.names()) == sorted(names)
+    assert list(files) == [files[place] for place in range(5)] == [tmp_path / name for name in sorted(names)]
+    assert list(ImageFiles(tmp_path, reversed(names)).names()) == names[::-1]
+    for place in (-1, 5):
+        with pytest.raises(IndexError, match=r"0 \.\.\. 4"):
+            files[place]
+    # No object a file: a million would be copied into every worker.
+    many = ImageFiles(tmp_path, (f"n{number:08d}.jpg" for number in range(1000)))
+    assert len(pickle.dumps(many)) < 1000 * (len("n00000000.jpg") + 8) + 500
+
+
+def test_listing_follows_links_to_files_but_not_in_circles(tmp_path: Path) -> None:
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "a.png").touch()
+    (tmp_path / "sub" / "circle").symlink_to(tmp_path, target_is_directory=True)
+    (tmp_path / "link.png").symlink_to(tmp_path / "sub" / "a.png")
+    (tmp_path / "dead.png").symlink_to(tmp_path / "absent.png")
+    assert list(ImageFiles(tmp_path).names()) == ["link.png", "sub/a.png"]
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(ValueError, match=r"expected a readable folder, got .*: Permission denied; allow reading"):
+        list_images(tmp_path)
+
+
+def test_a_picture_in_memory_is_read_like_its_file(tmp_path: Path) -> None:
+    write_image(tmp_path / "a.png", _ramp())
+    content = (tmp_path / "a.png").read_bytes()
+    np.testing.assert_array_equal(read_image("shard/a.png", content), _ramp())
+    for wrong in (content[:60], b"", b"text"):
+        with pytest.raises(ValueError, match=r"got shard/a\.png: .*; "):
+            read_image("shard/a.png", wrong)
 
 
 def test_listing_explains_missing_and_empty_folders(tmp_path: Path) -> None:

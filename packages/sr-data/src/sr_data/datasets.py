@@ -6,7 +6,7 @@ the number of worker processes changes nothing but the speed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, overload
 
@@ -35,6 +35,8 @@ __all__ = [
     "PairedFolder",
     "TrainingImages",
     "TrainingPairs",
+    "batch_indexes",
+    "degrade_batch",
     "make_generator",
     "training_loader",
 ]
@@ -59,6 +61,36 @@ def make_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed(state >> 1)
 
 
+def degrade_batch(
+    hr: torch.Tensor, indexes: Sequence[int], config: DegradationConfig, seed: int, scale: int
+) -> torch.Tensor:
+    """Return the low-resolution images of crops, made on the device that the crops are on.
+
+    The degradation of a sample belongs to (seed, index) alone: `TrainingPairs` with the same seed gives the same
+    images (on a CPU bit for bit), so a loader of `TrainingImages` with this function on the training device takes
+    the degradation out of the worker processes and changes nothing else.
+
+    Args:
+        hr: (B, 3, H, W) floating point, pixels [-1,1]; H and W multiples of the scale.
+        indexes: number of each sample, >= 0; see `batch_indexes`.
+        config: how to degrade.
+        seed: of the degradation, >= 0.
+        scale: how many times smaller the low-resolution images are.
+
+    Returns:
+        (B, 3, H / scale, W / scale) float32, pixels [-1,1] on the levels of 8 bit.
+
+    Raises:
+        ValueError: not one index for each crop, or crops of another shape, dtype or domain.
+    """
+    from sr_data.degradation import degrade_seeded, sample_seeds
+
+    if len(indexes) != hr.shape[0]:
+        raise ValueError(f"expected one index for each of {hr.shape[0]} crops, got {len(indexes)}; use batch_indexes")
+    seeds = [sample_seeds(make_generator(seed, index), 1)[0] for index in indexes]
+    return degrade_seeded(hr.float().add(1.0).div(2.0), config, seeds, scale).mul(2.0).sub(1.0)
+
+
 class TrainingImages(Dataset[torch.Tensor]):
     """High-resolution crops to train an autoencoder; item: (3, hr_size, hr_size) float32, pixels [-1,1].
 
@@ -78,8 +110,7 @@ class TrainingImages(Dataset[torch.Tensor]):
 class TrainingPairs(Dataset[Pair]):
     """Low- and high-resolution crops; item: (lr, hr) float32, pixels [-1,1], hr scale times as large.
 
-    The low-resolution crop of a `CropSource` is made by `sr_data.degradation.degrade` with a generator that
-    belongs to (seed, index); a `PairSource` brings its own.
+    The low-resolution crop of a `CropSource` is made by `degrade_batch`; a `PairSource` brings its own.
 
     Args:
         source: where the crops come from.
@@ -120,26 +151,33 @@ class TrainingPairs(Dataset[Pair]):
         if isinstance(self.source, PairSource):
             hr_pixels, lr_pixels = self.source.pair(index, self.hr_size)
             return to_tensor(lr_pixels), to_tensor(hr_pixels)
-        from sr_data.degradation import degrade
-
         assert self.degradation is not None
         hr = to_tensor(self.source.crop(index, self.hr_size))
-        generator = make_generator(self.seed, index)
-        # degrade works on a batch of pixels [0,1] and returns 8-bit levels.
-        lr = degrade(hr[None].add(1.0).div(2.0), self.degradation, generator, self.scale)[0]
-        return lr.mul(2.0).sub(1.0), hr
+        return degrade_batch(hr[None], [index], self.degradation, self.seed, self.scale)[0], hr
 
 
-class _Batches:
-    """The endless batches of indexes start, start + 1, ...; a batch sampler for `DataLoader`."""
+def batch_indexes(batch_size: int, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[list[int]]:
+    """Return the endless sample numbers of the batches of one rank; `training_loader` yields these samples.
 
-    def __init__(self, batch_size: int, start: int) -> None:
-        self.batch_size = batch_size
-        self.start = start
+    Batch k = 0, 1, ... of rank r holds the consecutive numbers from start + (k * world + r) * batch_size on: the
+    ranks' k-th batches together are what one process would see as one batch of world * batch_size.
 
-    def __iter__(self) -> Iterator[list[int]]:
-        for first in count(self.start, self.batch_size):
-            yield list(range(first, first + self.batch_size))
+    Args:
+        batch_size: samples in a batch of one rank.
+        start: number of the first sample of all ranks.
+        rank: which of the processes this is, from 0.
+        world: number of processes.
+
+    Raises:
+        ValueError: a batch size or world below 1, a negative start, or a rank outside 0 ... world - 1.
+    """
+    if batch_size < 1 or start < 0 or not 0 <= rank < world:
+        raise ValueError(
+            f"expected batch_size >= 1, start >= 0 and 0 <= rank < world, got {batch_size}, {start}, "
+            f"rank {rank} and world {world}; use numbers in these ranges"
+        )
+    firsts = count(start + rank * batch_size, world * batch_size)
+    return (list(range(first, first + batch_size)) for first in firsts)
 
 
 def _stack_images(items: list[torch.Tensor]) -> torch.Tensor:
@@ -152,51 +190,59 @@ def _stack_pairs(items: list[Pair]) -> Pair:
     return torch.stack([lr for lr, _ in items]), torch.stack([hr for _, hr in items])
 
 
-def _one_thread(worker: int) -> None:
+def one_thread(worker: int) -> None:
     """Keep a worker process to one thread: the workers are the parallelism."""
     torch.set_num_threads(1)
 
 
 @overload
-def training_loader(dataset: TrainingPairs, batch_size: int, start: int = 0, workers: int = 0) -> Iterator[Pair]: ...
+def training_loader(
+    dataset: TrainingPairs, batch_size: int, start: int = 0, workers: int = 0, rank: int = 0, world: int = 1
+) -> Iterator[Pair]: ...
 
 
 @overload
 def training_loader(
-    dataset: TrainingImages, batch_size: int, start: int = 0, workers: int = 0
+    dataset: TrainingImages, batch_size: int, start: int = 0, workers: int = 0, rank: int = 0, world: int = 1
 ) -> Iterator[torch.Tensor]: ...
 
 
 def training_loader(
-    dataset: TrainingPairs | TrainingImages, batch_size: int, start: int = 0, workers: int = 0
+    dataset: TrainingPairs | TrainingImages,
+    batch_size: int,
+    start: int = 0,
+    workers: int = 0,
+    rank: int = 0,
+    world: int = 1,
 ) -> Iterator[Pair] | Iterator[torch.Tensor]:
-    """Return the endless stacked batches of samples start, start + 1, ...
+    """Return the endless stacked batches of one rank; their sample numbers are those of `batch_indexes`.
 
-    The batches are the same for any number of workers. `GeneratedImages` keeps one cache per worker; no
-    picture is generated twice when its pool is a multiple of batch_size * workers.
+    The batches are the same for any number of workers. `GeneratedImages` keeps one cache per worker of each rank;
+    no picture is generated twice when its pool is a multiple of batch_size * world * workers (otherwise up to
+    world * workers times: slower, but the same crops).
 
     Args:
         dataset: samples by number.
-        batch_size: samples in a batch.
-        start: number of the first sample: where a resumed run goes on.
-        workers: processes that prepare batches, each with one thread; 0 prepares them in this process.
+        batch_size: samples in a batch of one rank.
+        start: number of the first sample of all ranks: where a resumed run goes on.
+        workers: processes that prepare the batches of this rank, each with one thread; 0 prepares them in this process.
+        rank: which of the training processes this is, from 0.
+        world: number of training processes.
 
     Raises:
-        ValueError: a batch size below 1, or a negative start or number of workers.
+        ValueError: a batch size or world below 1, a negative start or number of workers, or a rank outside
+            0 ... world - 1.
     """
-    if batch_size < 1 or start < 0 or workers < 0:
-        raise ValueError(
-            "expected batch_size >= 1, start >= 0 and workers >= 0, "
-            f"got {batch_size}, {start} and {workers}; use at least these"
-        )
+    if workers < 0:
+        raise ValueError(f"expected workers >= 0, got {workers}; 0 prepares batches in this process")
     # One endless pass: the workers live as long as the iterator.
     return iter(
         DataLoader(
             dataset,
-            batch_sampler=_Batches(batch_size, start),
+            batch_sampler=batch_indexes(batch_size, start, rank, world),
             num_workers=workers,
             collate_fn=_stack_pairs if isinstance(dataset, TrainingPairs) else _stack_images,
-            worker_init_fn=_one_thread,
+            worker_init_fn=one_thread,
             # Otherwise the loader would draw from the global generator.
             generator=torch.Generator(),
         )

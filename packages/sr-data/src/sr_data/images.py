@@ -5,9 +5,11 @@ Alpha, grey and 16 bit are converted to 8-bit RGB here; the functions that keep 
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,25 +37,27 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
+def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> Image.Image:
     """Return the opened, not yet decoded picture: `.size` and `.mode` are known, pixels are read on demand.
 
     Args:
         path: file to open; the caller closes the picture.
+        content: the bytes of the file where they are at hand; then `path` is only its name in errors.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: a folder, something Pillow cannot read, or more pixels than Pillow accepts.
     """
-    path = Path(path)
-    if path.is_dir():
-        raise ValueError(f"expected an image, got the folder {path}; name one file in it")
-    if not path.exists():
-        raise FileNotFoundError(f"expected an image, got {path}: no such file; check the path")
+    if content is None:
+        path = Path(path)
+        if path.is_dir():
+            raise ValueError(f"expected an image, got the folder {path}; name one file in it")
+        if not path.exists():
+            raise FileNotFoundError(f"expected an image, got {path}: no such file; check the path")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path)
+            return Image.open(path if content is None else io.BytesIO(content))
     except UnidentifiedImageError as error:
         raise ValueError(
             f"expected an image, got {path}: not a picture Pillow can read; "
@@ -104,13 +108,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read_image(path: str | os.PathLike[str]) -> Pixels:
+def read_image(path: str | os.PathLike[str], content: bytes | None = None) -> Pixels:
     """Return a picture as 8-bit RGB, upright.
 
     The EXIF orientation is applied; grey, palette, RGBA (over white), CMYK and 16-bit pictures are converted.
 
     Args:
         path: file to read.
+        content: the bytes of the file where they are at hand; then `path` is only its name in errors.
 
     Returns:
         (H, W, 3) uint8.
@@ -119,7 +124,7 @@ def read_image(path: str | os.PathLike[str]) -> Pixels:
         FileNotFoundError: there is no such file.
         ValueError: a folder, not a picture, a truncated file, or a decompression bomb.
     """
-    with open_image(path) as image:
+    with open_image(path, content) as image:
         try:
             return np.array(_to_rgb(ImageOps.exif_transpose(image)), dtype=np.uint8)
         except (OSError, ValueError, SyntaxError, EOFError) as error:
@@ -157,31 +162,91 @@ def write_image(path: str | os.PathLike[str], image: Pixels) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the image files in a folder and its subfolders, sorted; hidden files and folders are ignored.
+class ImageFiles:
+    """The image files in a folder and its subfolders, sorted; hidden files and folders are ignored.
+
+    The names are kept as one string of bytes: a million take some tens of megabytes, and worker processes share them
+    (a list of a million objects would be copied page by page into every worker, as counting references writes).
 
     Args:
         folder: where to look.
+        names: paths below the folder with "/" between their parts, in the order to keep; None looks for all images.
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: a file instead of a folder, or no image in it.
+        ValueError: a file instead of a folder, a folder that cannot be read, or no image in it.
     """
-    folder = Path(folder)
+
+    def __init__(self, folder: str | os.PathLike[str], names: Iterable[str] | None = None) -> None:
+        self.folder = Path(folder)
+        if names is None:
+            names = _image_names(self.folder)
+        encoded = [os.fsencode(name) for name in names]
+        self._text = b"".join(encoded)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, position: int) -> Path:
+        return self.folder / self.name(position)
+
+    def __iter__(self) -> Iterator[Path]:
+        return (self[position] for position in range(len(self)))
+
+    def name(self, position: int) -> str:
+        """Return a path below the folder, with "/" between its parts."""
+        if not 0 <= position < len(self):
+            raise IndexError(f"expected a position in 0 ... {len(self) - 1}, got {position}")
+        start = self._ends[position - 1] if position else 0
+        return os.fsdecode(self._text[start : self._ends[position]])
+
+    def names(self) -> Iterator[str]:
+        """Yield all paths below the folder, in order."""
+        return (self.name(position) for position in range(len(self)))
+
+
+def _image_names(folder: Path) -> list[str]:
+    """Return the sorted paths of all images below a folder; one that has none is a ValueError."""
     if folder.is_file():
         raise ValueError(f"expected a folder of images, got the file {folder}; name the folder it is in")
     if not folder.is_dir():
         raise FileNotFoundError(f"expected a folder of images, got {folder}: no such folder; check the path")
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in _FORMATS
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
-    ]
-    if not found:
+    names: list[str] = []
+    waiting = [""]
+    while waiting:
+        below = waiting.pop()
+        try:
+            with os.scandir(folder / below) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    # Links to files count, links to folders are not followed: they could lead in circles.
+                    if entry.is_dir(follow_symlinks=False):
+                        waiting.append(f"{below}{entry.name}/")
+                    elif os.path.splitext(entry.name)[1].lower() in _FORMATS and entry.is_file():  # noqa: PTH122 (a Path a file is slow)
+                        names.append(below + entry.name)
+        except OSError as error:
+            raise ValueError(
+                f"expected a readable folder, got {folder / below}: {error.strerror}; allow reading it or move it away"
+            ) from error
+    if not names:
         raise ValueError(f"no images in {folder}; expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+    names.sort()
+    return names
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the image files in a folder and its subfolders, sorted; hidden files and folders are ignored.
+
+    Args:
+        folder: where to look; `ImageFiles` lists a folder of millions.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: a file instead of a folder, a folder that cannot be read, or no image in it.
+    """
+    return list(ImageFiles(folder))
 
 
 def to_tensor(image: Pixels) -> torch.Tensor:

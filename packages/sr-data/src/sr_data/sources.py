@@ -9,10 +9,13 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from sr_data.images import image_size, list_images, read_image
+from sr_data.images import ImageFiles, image_size, read_image
 from sr_data.synthetic import generate_image
 
 Pixels = NDArray[np.uint8]
+
+CHECKED_FILES = 4096
+"""How many files `validate` of a folder looks at; of a larger folder, a fixed sample of this size."""
 
 
 @runtime_checkable
@@ -101,56 +104,80 @@ class GeneratedImages:
         return held[1]
 
 
+def random_crop(image: Pixels, size: int, seed: int, index: int) -> Pixels:
+    """Return the square part of a picture, mirrored or not, that belongs to (seed, index).
+
+    Args:
+        image: (H, W, 3) uint8, both sides at least `size`.
+        size: side of the crop in pixels.
+        seed: >= 0.
+        index: number of the sample, >= 0.
+    """
+    rng = _numbers(seed, 1, index)
+    height, width = image.shape[:2]
+    top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
+    return _cut(image, top, left, size, flip=bool(rng.random() < 0.5))
+
+
 class HRFolder:
     """Crops of the pictures in a folder: shuffled anew every epoch, cut and mirrored at random.
 
     Args:
-        folder: pictures, also in subfolders.
+        folder: pictures, also in subfolders; millions of them take seconds to list and some tens of megabytes.
         seed: order, positions and mirroring, >= 0.
     """
 
     def __init__(self, folder: str | os.PathLike[str], seed: int) -> None:
-        self.paths = list_images(folder)
+        self.paths = ImageFiles(folder)
         self.seed = seed
-        self._order: tuple[int, NDArray[np.int64]] | None = None
+        self._order: tuple[int, NDArray[np.integer]] | None = None
 
-    def validate(self, size: int) -> None:
-        """Check by their headers that all pictures can be opened and are large enough.
+    def validate(self, size: int, what: str = "crop") -> None:
+        """Check by their headers that the pictures can be opened and are large enough.
+
+        All pictures are looked at up to `CHECKED_FILES`; of a larger folder, as many spread evenly over the sorted
+        names, always the same ones. `crop` gives the same error when it meets a bad file that was not looked at.
 
         Args:
             size: side of the crops in pixels.
+            what: what the crops are called in the error, for example "validation crop".
 
         Raises:
             ValueError: names the first file that is no picture or too small.
         """
-        for path in self.paths:
+        for position in checked_positions(len(self.paths)):
+            path = self.paths[position]
             height, width = image_size(path)
-            _check_size(path, height, width, size)
+            _check_size(path, height, width, size, what)
 
     def crop(self, index: int, size: int) -> Pixels:
         """Return crop number `index` >= 0 as (size, size, 3) uint8."""
-        rng = _numbers(self.seed, 1, index)
-        path = self.paths[self._position(index)]
+        path = self.paths[self.position(index)]
         image = read_image(path)
-        height, width = image.shape[:2]
-        _check_size(path, height, width, size)
-        top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
-        return _cut(image, top, left, size, flip=bool(rng.random() < 0.5))
+        _check_size(path, image.shape[0], image.shape[1], size)
+        return random_crop(image, size, self.seed, index)
 
-    def _position(self, index: int) -> int:
-        """Return which file crop `index` is cut from."""
+    def position(self, index: int) -> int:
+        """Return which of the sorted files crop `index` >= 0 is cut from."""
         epoch, place = divmod(index, len(self.paths))
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, _numbers(self.seed, 0, epoch).permutation(len(self.paths)))
         return int(self._order[1][place])
 
 
-def _check_size(path: Path, height: int, width: int, size: int) -> None:
+def checked_positions(files: int) -> list[int]:
+    """Return which of so many sorted files are looked at before a run: all, or `CHECKED_FILES` spread evenly."""
+    if files <= CHECKED_FILES:
+        return list(range(files))
+    return [step * (files - 1) // (CHECKED_FILES - 1) for step in range(CHECKED_FILES)]
+
+
+def _check_size(path: Path, height: int, width: int, size: int, what: str = "crop") -> None:
     """Raise a ValueError where a picture is smaller than the crop."""
     if min(height, width) < size:
         raise ValueError(
             f"expected images of at least {size}x{size} pixels, got {path}: {width}x{height}; "
-            "remove it, enlarge it, or use a smaller crop"
+            f"remove it, enlarge it, or use a smaller {what}"
         )
 
 
@@ -172,36 +199,38 @@ class PairedFolder:
     ) -> None:
         self.scale = scale
         self._hr = HRFolder(hr_folder, seed)
-        hr = _by_name(self._hr.paths, Path(hr_folder))
-        lr = _by_name(list_images(lr_folder), Path(lr_folder))
+        hr, lr = _by_name(self._hr.paths), _by_name(ImageFiles(lr_folder))
         if missing := sorted(hr.keys() ^ lr.keys()):
             shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
             raise ValueError(
                 f"expected the same names in {hr_folder} and {lr_folder}, got {shown} in only one of them; "
                 "rename or remove these files"
             )
-        self._lr = {hr[name]: lr[name] for name in hr}
+        # In the order of the high-resolution files.
+        self._lr = ImageFiles(lr_folder, (lr[name] for name in hr))
 
-    def validate(self, hr_size: int) -> None:
-        """Check by their headers that all pairs fit each other and the crop.
+    def validate(self, hr_size: int, what: str = "crop") -> None:
+        """Check by their headers that the pairs fit each other and the crop; of many, a sample as in `HRFolder`.
 
         Args:
             hr_size: side of the high-resolution crops in pixels.
+            what: what the crops are called in the error, for example "validation crop".
 
         Raises:
             ValueError: names the first pair that does not fit.
         """
-        for path in self._hr.paths:
-            hr, lr = image_size(path), image_size(self._lr[path])
-            self._check_pair(path, hr, lr)
-            _check_size(path, *hr, hr_size)
+        for position in checked_positions(len(self._lr)):
+            hr_path, lr_path = self._hr.paths[position], self._lr[position]
+            hr, lr = image_size(hr_path), image_size(lr_path)
+            self._check_pair(hr_path, lr_path, hr, lr)
+            _check_size(hr_path, *hr, hr_size, what)
 
-    def _check_pair(self, path: Path, hr: tuple[int, int], lr: tuple[int, int]) -> None:
+    def _check_pair(self, hr_path: Path, lr_path: Path, hr: tuple[int, int], lr: tuple[int, int]) -> None:
         """Raise a ValueError where the sizes (height, width) are not exactly `scale` apart."""
         if hr != (lr[0] * self.scale, lr[1] * self.scale):
             fitting = f"{lr[1] * self.scale}x{lr[0] * self.scale}"
             raise ValueError(
-                f"expected {path} to be exactly {self.scale} times {self._lr[path]}, got {hr[1]}x{hr[0]} and "
+                f"expected {hr_path} to be exactly {self.scale} times {lr_path}, got {hr[1]}x{hr[0]} and "
                 f"{lr[1]}x{lr[0]}; crop the larger one to {fitting} or set another scale"
             )
 
@@ -209,10 +238,11 @@ class PairedFolder:
         """Return aligned crops number `index` >= 0: (hr_size, hr_size, 3) and hr_size / scale, uint8."""
         lr_size = low_resolution_size(hr_size, self.scale)
         rng = _numbers(self._hr.seed, 1, index)
-        path = self._hr.paths[self._hr._position(index)]
-        hr, lr = read_image(path), read_image(self._lr[path])
-        self._check_pair(path, (hr.shape[0], hr.shape[1]), (lr.shape[0], lr.shape[1]))
-        _check_size(path, hr.shape[0], hr.shape[1], hr_size)
+        position = self._hr.position(index)
+        hr_path, lr_path = self._hr.paths[position], self._lr[position]
+        hr, lr = read_image(hr_path), read_image(lr_path)
+        self._check_pair(hr_path, lr_path, (hr.shape[0], hr.shape[1]), (lr.shape[0], lr.shape[1]))
+        _check_size(hr_path, hr.shape[0], hr.shape[1], hr_size)
         # Positions in the low-resolution grid keep the two crops aligned.
         top, left = (int(rng.integers(edge - lr_size + 1)) for edge in lr.shape[:2])
         flip = bool(rng.random() < 0.5)
@@ -220,14 +250,17 @@ class PairedFolder:
         return _cut(hr, top * scale, left * scale, hr_size, flip), _cut(lr, top, left, lr_size, flip)
 
 
-def _by_name(paths: list[Path], folder: Path) -> dict[str, Path]:
-    """Return the files by the path in their folder without suffix; a ValueError for doubles."""
-    found: dict[str, Path] = {}
-    for path in paths:
-        name = path.relative_to(folder).with_suffix("").as_posix()
+def _by_name(files: ImageFiles) -> dict[str, str]:
+    """Return the files by their path in the folder without suffix, in order; a ValueError for doubles."""
+    found: dict[str, str] = {}
+    for file in files.names():
+        name = file.rpartition(".")[0]
         if name in found:
-            raise ValueError(f"expected one file per name in {folder}, got {found[name]} and {path}; remove one")
-        found[name] = path
+            raise ValueError(
+                f"expected one file per name in {files.folder}, got {files.folder / found[name]} and "
+                f"{files.folder / file}; remove one"
+            )
+        found[name] = file
     return found
 
 

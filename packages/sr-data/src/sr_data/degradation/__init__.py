@@ -11,7 +11,7 @@ from sr_data.degradation.config import DegradationConfig
 from sr_data.degradation.jpeg import jpeg
 from sr_data.degradation.noise import add_gaussian_noise, add_poisson_noise
 from sr_data.degradation.parameters import DegradationParameters, draw_parameters
-from sr_data.degradation.pipeline import degrade, degrade_one, sample_seeds
+from sr_data.degradation.pipeline import degrade, degrade_one, degrade_seeded, sample_seeds
 from sr_data.degradation.resize import resize
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "add_poisson_noise",
     "degrade",
     "degrade_one",
+    "degrade_seeded",
     "draw_parameters",
     "filter2d",
     "gaussian_kernel",

@@ -11,6 +11,8 @@ rest of the batch nor on the device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -63,10 +65,34 @@ def degrade(hr: Tensor, config: DegradationConfig, generator: torch.Generator, s
     """
     if hr.ndim != 4:
         raise ValueError(f"expected HR images (B, 3, H, W), got {tuple(hr.shape)}; add the batch axis")
-    _check(hr, generator, scale)
+    _check_generator(generator)
+    return degrade_seeded(hr, config, sample_seeds(generator, hr.shape[0]), scale)
+
+
+def degrade_seeded(hr: Tensor, config: DegradationConfig, seeds: Sequence[int], scale: int = 4) -> Tensor:
+    """Degrade a batch of HR images whose seeds the caller chose; ``degrade`` with its seeds drawn already.
+
+    Args:
+        hr: ``(B, 3, H, W)``, pixels [0, 1], floating; H and W multiples of ``scale``.
+        config: probabilities and ranges, for example ``DegradationConfig.real_esrgan()``.
+        seeds: one of ``sample_seeds`` for each sample.
+        scale: how many times smaller the LR image is.
+
+    Returns:
+        LR images ``(B, 3, H / scale, W / scale)``, pixels [0, 1] on the 256 levels of 8 bit, float32, on the
+        device of ``hr``.
+
+    Raises:
+        ValueError: if ``hr`` has a wrong shape, dtype or domain, or there is not one seed for each sample.
+    """
+    if hr.ndim != 4 or len(seeds) != hr.shape[0]:
+        raise ValueError(
+            f"expected HR images (B, 3, H, W) and B seeds, got {tuple(hr.shape)} and {len(seeds)}; pass one each"
+        )
+    _check(hr, scale)
     lr = [
         _degrade(image[None], config, torch.Generator().manual_seed(seed), scale)
-        for image, seed in zip(hr, sample_seeds(generator, hr.shape[0]), strict=True)
+        for image, seed in zip(hr, seeds, strict=True)
     ]
     return torch.cat(lr) if lr else hr.new_zeros((0, 3, hr.shape[2] // scale, hr.shape[3] // scale)).float()
 
@@ -89,7 +115,8 @@ def degrade_one(hr: Tensor, config: DegradationConfig, generator: torch.Generato
     """
     if hr.ndim != 3:
         raise ValueError(f"expected one HR image (3, H, W), got {tuple(hr.shape)}; call degrade for a batch")
-    _check(hr[None], generator, scale)
+    _check_generator(generator)
+    _check(hr[None], scale)
     return _degrade(hr[None], config, generator, scale)[0]
 
 
@@ -134,7 +161,12 @@ def _add_noise(image: Tensor, noise: Noise, generator: torch.Generator) -> Tenso
     return add(image, torch.tensor([noise.strength]), torch.tensor([noise.grey]), generator)
 
 
-def _check(hr: Tensor, generator: torch.Generator, scale: int) -> None:
+def _check_generator(generator: torch.Generator) -> None:
+    if generator.device.type != "cpu":
+        raise ValueError(f"expected a CPU generator, got one on {generator.device}; use torch.Generator()")
+
+
+def _check(hr: Tensor, scale: int) -> None:
     if hr.shape[1] != 3 or not hr.is_floating_point():
         raise ValueError(
             f"expected floating RGB images, got {hr.dtype} {tuple(hr.shape)}; convert to float pixels [0, 1]"
@@ -144,8 +176,6 @@ def _check(hr: Tensor, generator: torch.Generator, scale: int) -> None:
         raise ValueError(
             f"expected sides that are multiples of the scale {scale}, got {height}x{width}; crop the image"
         )
-    if generator.device.type != "cpu":
-        raise ValueError(f"expected a CPU generator, got one on {generator.device}; use torch.Generator()")
     if hr.numel() == 0:
         return
     low, high = (float(extreme) for extreme in hr.detach().aminmax())
