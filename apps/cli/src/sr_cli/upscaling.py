@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distill.tasks import choose_device
+from distill.ranks import choose_device
 from sr_data.images import IMAGE_SUFFIXES, read_image, write_image
 from sr_models import SuperResolver
 

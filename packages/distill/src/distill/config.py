@@ -23,14 +23,25 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class StreamConfig(Section):
+    """Images that arrive as a stream; the fields are those of :class:`sr_data.streaming.StreamedImages`."""
+
+    path: str = Field(description="webdataset, parquet or imagefolder with data_files; a folder; or a hub id")
+    data_files: str | tuple[str, ...] | None = None
+    split: str = "train"
+    column: str = "auto"
+    shuffle_buffer: int = Field(default=1000, ge=1, description="images that every process holds to draw from")
+
+
 class DataConfig(Section):
     """Where training images come from.
 
     ``source``: ``generated`` images need no download; ``folder`` takes HR images and degrades them;
-    ``pairs`` takes HR and LR folders with the same names.
+    ``pairs`` takes HR and LR folders with the same names; ``stream`` takes HR images from shards or a hub.
     """
 
-    source: Literal["generated", "folder", "pairs"] = "generated"
+    source: Literal["generated", "folder", "pairs", "stream"] = "generated"
+    stream: StreamConfig | None = None
     hr_folder: Path | None = None
     lr_folder: Path | None = None
     hr_size: int = Field(default=256, ge=8, description="side of the HR crops in pixels")
@@ -38,14 +49,19 @@ class DataConfig(Section):
     crops_per_image: int = Field(default=16, ge=1, description="crops cut from one generated image")
     workers: int = Field(default=1, ge=0, description="processes that prepare batches")
     degrade_on: Literal["workers", "device"] = Field(
-        default="workers", description="where LR images are made: by the data workers, or on the training device"
+        default="workers", description="where LR images are made; those of a stream always on the training device"
     )
     degradation: DegradationConfig = DegradationConfig.real_esrgan()
 
     @model_validator(mode="after")
     def _folders(self) -> Self:
-        needed = {"generated": (), "folder": ("hr_folder",), "pairs": ("hr_folder", "lr_folder")}[self.source]
-        for name in ("hr_folder", "lr_folder"):
+        needed = {
+            "generated": (),
+            "folder": ("hr_folder",),
+            "pairs": ("hr_folder", "lr_folder"),
+            "stream": ("stream",),
+        }[self.source]
+        for name in ("hr_folder", "lr_folder", "stream"):
             if (getattr(self, name) is not None) != (name in needed):
                 verb = "needs" if name in needed else "takes no"
                 raise ValueError(f"source {self.source!r} {verb} data.{name}")

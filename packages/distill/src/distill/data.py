@@ -22,12 +22,16 @@ from sr_data.datasets import (
     degrade_batch,
     training_loader,
 )
+from sr_data.sources import low_resolution_size
+from sr_data.streaming import StreamedImages, streaming_loader
 
 POOL_BATCHES = 8
 """Generated pictures in use at a time, in batches: a batch has no picture twice."""
 
 
-def build_source(config: DataConfig, seed: int, hr_size: int, scale: int, pool: int) -> CropSource | PairSource:
+def build_source(
+    config: DataConfig, seed: int, hr_size: int, scale: int, pool: int, what: str = "crop"
+) -> CropSource | PairSource:
     """Open the source of HR crops or pairs and check up front that every file will do.
 
     Raises:
@@ -40,11 +44,11 @@ def build_source(config: DataConfig, seed: int, hr_size: int, scale: int, pool: 
     assert config.hr_folder is not None
     if config.source == "folder":
         folder = HRFolder(config.hr_folder, seed)
-        folder.validate(hr_size)
+        folder.validate(hr_size, what)
         return folder
     assert config.lr_folder is not None
     pairs = PairedFolder(config.hr_folder, config.lr_folder, scale, seed)
-    pairs.validate(hr_size)
+    pairs.validate(hr_size, what)
     return pairs
 
 
@@ -64,38 +68,63 @@ class TrainingData:
 def open_pairs(run: RunConfig, scale: int) -> TrainingData:
     """Pairs that a run trains on."""
     data = run.data
-    source = build_source(data, run.seed, data.hr_size, scale, POOL_BATCHES * run.batch_size)
-    if isinstance(source, PairSource) or data.degrade_on == "workers":
-        degradation = None if isinstance(source, PairSource) else data.degradation
-        pairs = TrainingPairs(source, data.hr_size, scale, degradation, run.seed)
-        return TrainingData(partial(training_loader, pairs, workers=data.workers), lambda batch, _: tuple(batch))
 
     def degraded(hr: Tensor, indexes: range) -> tuple[Tensor, Tensor]:
         return degrade_batch(hr, indexes, data.degradation, run.seed, scale), hr
 
-    return TrainingData(partial(training_loader, TrainingImages(source, data.hr_size), workers=data.workers), degraded)
+    if data.source == "stream":
+        low_resolution_size(data.hr_size, scale)
+        return TrainingData(_streamed(run, run.seed), degraded)
+    source = build_source(data, run.seed, data.hr_size, scale, POOL_BATCHES * run.batch_size)
+    if not isinstance(source, PairSource) and data.degrade_on == "device":
+        low_resolution_size(data.hr_size, scale)
+        return TrainingData(_loader(TrainingImages(source, data.hr_size), data), degraded)
+    degradation = None if isinstance(source, PairSource) else data.degradation
+    pairs = TrainingPairs(source, data.hr_size, scale, degradation, run.seed)
+    return TrainingData(_loader(pairs, data), lambda batch, _: tuple(batch))
 
 
 def open_images(run: RunConfig) -> TrainingData:
     """HR images alone that a run trains on."""
-    if run.data.source == "pairs":
-        raise ValueError("expected data.source generated or folder, got pairs; an autoencoder needs HR images only")
-    source = build_source(run.data, run.seed, run.data.hr_size, 1, POOL_BATCHES * run.batch_size)
-    assert not isinstance(source, PairSource)
+    data = run.data
+    if data.source == "pairs":
+        raise ValueError("expected data.source generated, folder or stream, got pairs; an autoencoder needs HR images")
 
     def none(batch: Any, indexes: range) -> tuple[Tensor, Tensor]:
-        raise AssertionError("an autoencoder has no pairs")
+        raise AssertionError("HR images alone are no pairs")
 
-    return TrainingData(
-        partial(training_loader, TrainingImages(source, run.data.hr_size), workers=run.data.workers), none
-    )
+    if data.source == "stream":
+        return TrainingData(_streamed(run, run.seed), none)
+    source = build_source(data, run.seed, data.hr_size, 1, POOL_BATCHES * run.batch_size)
+    assert not isinstance(source, PairSource)
+    return TrainingData(_loader(TrainingImages(source, data.hr_size), data), none)
 
 
 def validation_pairs(run: RunConfig, scale: int) -> tuple[Tensor, Tensor]:
-    """LR and HR images, pixels [-1, 1], that the run never trains on (generated) or other crops of the same folder."""
+    """LR and HR images, pixels [-1, 1]: generated ones that no run trains on, or other crops of its photographs."""
     chosen = run.validation
-    source = build_source(run.data, chosen.seed, chosen.hr_size, scale, pool=chosen.images)
+    if run.data.source == "stream":
+        low_resolution_size(chosen.hr_size, scale)
+        streamed = streaming_loader(_stream(run.data, chosen.seed), chosen.hr_size, chosen.images)
+        hr = next(streamed)
+        return degrade_batch(hr, range(chosen.images), run.data.degradation, chosen.seed, scale), hr
+    source = build_source(run.data, chosen.seed, chosen.hr_size, scale, chosen.images, "validation crop")
     degradation = None if isinstance(source, PairSource) else run.data.degradation
     pairs = TrainingPairs(source, chosen.hr_size, scale, degradation, chosen.seed)
     lr, hr = default_collate([pairs[index] for index in range(chosen.images)])
     return lr, hr
+
+
+def _loader(dataset: Any, data: DataConfig) -> Callable[..., Iterator[Any]]:
+    return partial(training_loader, dataset, workers=data.workers)
+
+
+def _streamed(run: RunConfig, seed: int) -> Callable[..., Iterator[Any]]:
+    images = _stream(run.data, seed)
+    images.validate(run.data.hr_size)
+    return partial(streaming_loader, images, run.data.hr_size, workers=run.data.workers)
+
+
+def _stream(data: DataConfig, seed: int) -> StreamedImages:
+    assert data.stream is not None
+    return StreamedImages(**data.stream.model_dump(), seed=seed)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.state import AcceleratorState
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def choose_device(name: str) -> torch.device:
@@ -36,6 +37,8 @@ def make_accelerator(device: str = "auto", precision: str = "fp32", tracker: str
     Raises:
         ValueError: no such device or tracker, or a precision that the device cannot do.
     """
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+
     chosen = choose_device(device)
     if precision == "fp16" and chosen.type != "cuda":
         raise ValueError(f"expected precision fp32 or bf16 on {chosen.type}, got fp16; set precision=bf16")
@@ -56,6 +59,8 @@ def _forget_single_process(cpu: bool, mixed: str) -> None:
 
     accelerate keeps the first choice for the life of the process and refuses another one.
     """
+    from accelerate.state import AcceleratorState
+
     state: dict[str, Any] = AcceleratorState._shared_state
     if not state or torch.distributed.is_initialized():
         return

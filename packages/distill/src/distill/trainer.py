@@ -113,6 +113,10 @@ class Trainer:
             isinstance(module, nn.Dropout) and module.p > 0 for p in self.players for module in p.network.modules()
         )
 
+    def use_batches(self, batches: Callable[[int], Iterator[Any]]) -> None:
+        """Train on other batches from the next update on."""
+        self.batches, self._source = batches, None
+
     @property
     def device(self) -> torch.device:
         """Where this process computes."""

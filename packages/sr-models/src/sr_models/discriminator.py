@@ -45,8 +45,10 @@ def make_head(unet: SwinUNetConfig, generator: torch.Generator) -> Discriminator
     Source: RSD Algorithm 1, randomInitOfDiscriminatorHead
     """
     head = DiscriminatorHead(unet.base_channels * unet.channel_multipliers[-1], unet.norm_groups)
-    for module in (head.conv_in, head.conv_out, head.logit):
-        bound = module.weight[0].numel() ** -0.5
-        nn.init.uniform_(module.weight, -bound, bound, generator=generator)
-        nn.init.zeros_(module.bias)
+    layers: tuple[nn.Conv2d | nn.Linear, ...] = (head.conv_in, head.conv_out, head.logit)
+    for layer in layers:
+        bound = layer.weight[0].numel() ** -0.5
+        nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
     return head

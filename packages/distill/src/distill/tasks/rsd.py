@@ -32,8 +32,9 @@ from distill.tasks.common import (
 )
 from resshift_core import student_timesteps
 from sr_data.datasets import make_generator
-from sr_models import Denoiser, SRModel, VQAutoencoder, make_fake, make_student
+from sr_models import Denoiser, SRModel, SwinUNet, VQAutoencoder, make_fake, make_student
 from sr_models.discriminator import make_head
+from sr_models.presets import x4
 from sr_models.store import load_model, save_model
 
 HEAD_STREAM, BACKBONE_STREAM = 3 << 32, 4 << 32
@@ -105,6 +106,21 @@ def rsd_task(config: RSDRun, accelerator: Accelerator, model: SRModel | None = N
     trainer = make_trainer([fake_player, student_player], data, prepare, config, accelerator, schedule.num_steps)
     notes = {"lpips": perceptual.description} if perceptual else {}
     return Task(trainer, evaluate, save, notes)
+
+
+def teacher_or_stand_in(config: RSDRun) -> tuple[SRModel, str]:
+    """Return the teacher, or networks of the published size with random weights, and which of the two it is.
+
+    Memory, speed and parameter counts do not depend on the weights.
+    """
+    try:
+        return _load_teacher(config.teacher), config.teacher
+    except FileNotFoundError:
+        size = x4()
+        stand_in = SRModel("teacher", size, SwinUNet(size.unet), VQAutoencoder(size.autoencoder))
+        stand_in.unet.requires_grad_(False).eval()
+        stand_in.autoencoder.requires_grad_(False).eval()
+        return stand_in, f"no {config.teacher!r} here: networks of the published size with random weights"
 
 
 def _load_teacher(name: str) -> SRModel:
