@@ -590,9 +590,9 @@ def test_built_run_step_in_float32(
         ):
             assert found.grad is not None
             assert g is not None
-            assert_same(found.grad.double(), g, 1e-3)
+            assert_same(found.grad.double(), g, 1e-4)
             moved, expected = (found.detach().double() - was) / LR_RATE, (new.detach() - was) / LR_RATE
             clear = g.abs() > 1e-3 * g.abs().max()  # AdamW's first step is the sign: rounding decides it near 0
             assert clear.any(), name
-            assert (moved - expected)[clear].abs().max() < 0.02, name
-            assert moved.abs().max() < 1.02, name
+            assert (moved - expected)[clear].abs().max() < 0.01, name
+            assert moved.abs().max() < 1.01, name

@@ -421,6 +421,22 @@ def test_head_takes_any_size_and_gives_one_logit_a_sample(size: tuple[int, int])
     assert torch.allclose(head(features[1:2]), logits[1:2], atol=1e-6)
 
 
+def test_head_is_two_strided_convolutions_and_the_mean_over_positions() -> None:
+    head, features = shaken(make_head(UNET, torch.Generator().manual_seed(0))), normal(2, 16, 5, 8)
+    weights = head.state_dict()
+    h = features
+    for name in ("in", "out"):
+        h = nn.functional.conv2d(h, weights[f"conv_{name}.weight"], weights[f"conv_{name}.bias"], stride=2, padding=1)
+        groups = h.view(2, 2, -1)
+        groups = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, keepdim=True, unbiased=False) + 1e-5).sqrt()
+        scale, shift = (weights[f"norm_{name}.{part}"][:, None, None] for part in ("weight", "bias"))
+        h = groups.view_as(h) * scale + shift
+        h = h * torch.sigmoid(h)
+    assert h.shape[2:] == (2, 2)
+    wanted = h.flatten(2).mean(2) @ weights["logit.weight"][0] + weights["logit.bias"]
+    assert torch.allclose(head(features), wanted, atol=1e-5)
+
+
 def test_head_belongs_to_its_generator_alone() -> None:
     def made(seed: int) -> Tensor:
         torch.manual_seed(torch.initial_seed() + 1)  # the global generator must not matter

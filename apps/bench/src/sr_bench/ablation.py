@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,19 +150,25 @@ def _work(todo: Sequence[tuple[Path, Job]], jobs: int, console: Console) -> None
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    with (
-        Progress(*columns, console=console) as progress,
-        ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool,
-    ):
+    with Progress(*columns, console=console) as progress:
         bar = progress.add_task("runs", total=len(todo), completed=len(todo) - len(open_jobs))
-        running = {pool.submit(train_and_measure, job): (path, job) for path, job in open_jobs}
-        for done in as_completed(running):
-            path, job = running[done]
+        for path, job, result in _results(open_jobs, jobs):
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(done.result(), indent=1) + "\n")
+            write_text(path, json.dumps(result, indent=1) + "\n")
             progress.update(bar, advance=1, description=f"{job.variant}, seed {job.config.seed}")
             if not console.is_terminal:
                 console.print(f"done: {job.variant}, seed {job.config.seed}")
+
+
+def _results(todo: Sequence[tuple[Path, Job]], jobs: int) -> Iterator[tuple[Path, Job, dict[str, Any]]]:
+    """Yield results as they come, from this process for one job at a time, otherwise from others."""
+    if jobs == 1:
+        yield from ((path, job, train_and_measure(job)) for path, job in todo)
+        return
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = {pool.submit(train_and_measure, job): (path, job) for path, job in todo}
+        for done in as_completed(running):
+            yield *running[done], done.result()
 
 
 def _is_done(path: Path, job: Job) -> bool:

@@ -59,6 +59,34 @@ def quality(
 
 
 @app.command()
+def training(
+    preset: Annotated[str, typer.Option(help="preset of `sr-distill train rsd`")] = "tiny",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="change the run, such as micro_batch=1; repeatable"),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="folder of photographs instead of generated images")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="timed steps, after one that is not timed")] = 3,
+    real: Annotated[
+        bool, typer.Option(help="time with data from its source too, not only with the same batch again")
+    ] = True,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write, with the configuration beside it")] = None,
+) -> None:
+    """Time a training step by part, with real and with cached data, and measure its memory."""
+    from sr_bench.training import measure_training
+
+    measure_training(
+        preset,
+        set_ or [],
+        data=data,
+        steps=steps,
+        real=real,
+        out=out,
+        command=shlex.join(["sr-bench", *(part for part in sys.argv[1:] if part not in ("--out", str(out)))]),
+    )
+
+
+@app.command()
 def ablation(
     name: Annotated[str, typer.Argument(help="rsd: Tables 5 and 6 of the RSD paper in miniature", show_default=False)],
     out: Annotated[Path, typer.Option(help="folder of the results; continued if it exists", show_default=False)],

@@ -29,6 +29,10 @@ class Backbone:
     sha256: str
     megabytes: int
 
+    def path(self) -> Path:
+        """Where torch looks for it."""
+        return Path(torch.hub.get_dir()) / "checkpoints" / self.file
+
 
 BACKBONES: dict[Net, Backbone] = {
     "vgg": Backbone("vgg16-397923af.pth", "397923af8e79cdbb6a7127f12361acd7a2f83e06b05044ddf496e83de57a5bf0", 553),
@@ -137,7 +141,7 @@ def _fetched(net: Net) -> Path:
 
     weights = {"vgg": VGG16_Weights.IMAGENET1K_V1, "alex": AlexNet_Weights.IMAGENET1K_V1}[net]
     known = BACKBONES[net]
-    path = Path(torch.hub.get_dir()) / "checkpoints" / known.file
+    path = known.path()
     if not path.is_file():
         try:
             weights.get_state_dict(progress=True, check_hash=True)

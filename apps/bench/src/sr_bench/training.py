@@ -1,0 +1,144 @@
+"""Speed and memory of training: seconds of a step by part, with real and with cached data, and peak memory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch.utils.flop_counter import FlopCounterMode
+
+from distill.config import RSDRun, parse_assignment, resolve, to_yaml
+from distill.dry_run import plan
+from distill.folder import write_text
+from distill.presets import preset
+from distill.ranks import make_accelerator
+from distill.run import machine, peak_memory_mb
+from distill.tasks.rsd import rsd_task, teacher_or_stand_in
+from distill.trainer import Trainer
+
+MATRIX_SIZE = 2048
+
+
+def measure_training(
+    name: str,
+    settings: list[str],
+    *,
+    data: Path | None,
+    steps: int,
+    real: bool,
+    out: Path | None,
+    command: str,
+) -> dict[str, Any]:
+    """Time steps of a preset of ``rsd`` and print a table.
+
+    The teacher is the preset's if it is there; otherwise networks of the published size with random weights, which
+    changes nothing about speed and memory, and the result says so.
+
+    Args:
+        name: preset.
+        settings: ``key=value`` for the run.
+        data: folder of photographs; None: generated images.
+        steps: timed steps, after one that is not timed.
+        real: with data from its source as well as with the same batch again and again.
+        out: JSON file to write.
+        command: for the record.
+    """
+    base = preset("rsd", name)
+    assert isinstance(base, RSDRun)
+    layers = [parse_assignment(text) for text in ("tracker=none", *settings)]
+    if data is not None:
+        layers.append({"data": {"source": "folder", "hr_folder": str(data)}})
+    config = resolve(base, layers)
+    console = Console()
+    accelerator = make_accelerator(config.device, config.precision)
+    model, teacher = teacher_or_stand_in(config)
+    console.print(f"teacher: {teacher}")
+    expected = plan(config).memory
+    trainer = rsd_task(config, accelerator, model).trainer
+    result: dict[str, Any] = {
+        "command": command,
+        "config": config.model_dump(mode="json"),
+        "teacher": teacher,
+        "machine": machine(accelerator.device),
+        "images_per_step": config.batch_size * (1 + config.fake_updates),
+        "forecast_mb": round(expected.total_bytes / 2**20),
+    }
+    if real:
+        result["real data"] = _time(trainer, steps, "real data", console)
+    batch = next(trainer.batches(0))
+    trainer.use_batches(lambda start: itertools.repeat(batch))
+    result["cached data"] = _time(trainer, steps, "cached data", console)
+    result["peak_memory_mb"] = peak_memory_mb(accelerator.device)
+    result["flops_per_step"] = _flops(trainer)
+    result["ceiling_gflops"] = _ceiling(accelerator.device, config.precision)
+    for kind in ("real data", "cached data"):
+        if kind in result:
+            rate = result["flops_per_step"] / result[kind]["step"] / 1e9
+            result[kind]["gflops"], result[kind]["share_of_ceiling"] = rate, rate / result["ceiling_gflops"]
+    console.print(_page(result), highlight=False)
+    if out is not None:
+        write_text(out, json.dumps(result, indent=1) + "\n")
+        write_text(out.with_suffix(".yaml"), to_yaml(config))
+    return result
+
+
+def _time(trainer: Trainer, steps: int, title: str, console: Console) -> dict[str, float]:
+    """Mean seconds of a step and of its parts."""
+    trainer.run_step()
+    begin = time.perf_counter()
+    parts: dict[str, float] = {}
+    for _ in track(range(steps), description=title, console=console):
+        for key, value in trainer.run_step().means().items():
+            if key.startswith("seconds/"):
+                name = key.removeprefix("seconds/")
+                parts[name] = parts.get(name, 0.0) + value / steps
+    return {"step": (time.perf_counter() - begin) / steps, **parts}
+
+
+def _flops(trainer: Trainer) -> int:
+    with FlopCounterMode(display=False) as counter:
+        trainer.run_step()
+    total: int = counter.get_total_flops()
+    return total
+
+
+def _ceiling(device: torch.device, precision: str) -> float:
+    """GFLOP/s of a large matrix product on this device, in the run's precision, measured now: the best of five."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    a = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device, dtype=dtype)
+    best = 0.0
+    for _ in range(6):
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        begin = time.perf_counter()
+        product = a @ a
+        product[0, 0].item()  # waits for the device
+        best = max(best, 2 * MATRIX_SIZE**3 / (time.perf_counter() - begin) / 1e9)
+    return best
+
+
+def _page(result: Mapping[str, Any]) -> str:
+    """The result as Markdown."""
+    parts = [key for key in result["cached data"] if key not in ("gflops", "share_of_ceiling")]
+    lines = [
+        f"{result['machine']}; teacher: {result['teacher']}; {result['images_per_step']} images a step; "
+        f"{result['flops_per_step'] / 1e9:.0f} GFLOP a step",
+        "",
+        "| seconds | " + " | ".join(parts) + " | images/s | GFLOP/s | of the ceiling |",
+        "| --- |" + " ---: |" * (len(parts) + 3),
+    ]
+    for kind in ("real data", "cached data"):
+        if kind in result:
+            row = result[kind]
+            seconds = [f"{row[part]:.3f}" for part in parts]
+            rates = [f"{result['images_per_step'] / row['step']:.2f}", f"{row['gflops']:.0f}"]
+            lines.append(f"| {kind} | " + " | ".join([*seconds, *rates, f"{row['share_of_ceiling']:.0%}"]) + " |")
+    lines += ["", f"peak memory {result['peak_memory_mb']:.0f} MB, forecast {result['forecast_mb']} MB"]
+    return "\n".join(lines)

@@ -1,0 +1,93 @@
+"""What a run would do, without doing it: parameters, updates, memory, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from distill.config import AnyRun, RSDRun
+from distill.memory import Forecast, forecast_trainer, library_bytes
+from distill.perceptual import BACKBONES, RANDOM
+from distill.ranks import make_accelerator
+from distill.tasks import build_task
+from distill.tasks.common import Task
+from distill.tasks.rsd import rsd_task, teacher_or_stand_in
+from sr_models.layers import count_parameters
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do.
+
+    Args:
+        parameters: trained network -> number of parameters.
+        updates: player -> optimizer steps.
+        images: samples that the run sees.
+        accumulate: micro-batches of one process in one update.
+        processes: that share an update, as this command was started.
+        device: where it would compute.
+        memory: forecast for one process.
+        missing: what has to be there before the run can start, one line each.
+    """
+
+    parameters: Mapping[str, int]
+    updates: Mapping[str, int]
+    images: int
+    accumulate: int
+    processes: int
+    device: torch.device
+    memory: Forecast
+    missing: tuple[str, ...]
+
+
+def plan(config: AnyRun) -> Plan:
+    """Build a run, and simulate its training on tensors without content.
+
+    A teacher or a perceptual backbone that is not there is noted under ``missing``; networks of the published size and
+    a random backbone of the same size stand in.
+
+    Raises:
+        FileNotFoundError, ValueError: other bad input, as :func:`distill.tasks.build_task`.
+    """
+    accelerator = make_accelerator(config.device, config.precision)
+    baseline = library_bytes() if accelerator.device.type == "cpu" else 0
+    missing: list[str] = []
+    if isinstance(config, RSDRun):
+        config = _with_backbone(config, missing)
+        model, description = teacher_or_stand_in(config)
+        if description != config.teacher:
+            missing.append(f"teacher: {description}")
+        task: Task = rsd_task(config, accelerator, model)
+    else:
+        task = build_task(config, accelerator)
+    trainer = task.trainer
+    networks = {player.name: count_parameters(player.network) for player in trainer.players}
+    updates = {player.name: player.updates * config.steps for player in trainer.players}
+    images, accumulate = sum(updates.values()) * config.batch_size, trainer.accumulate
+    memory = forecast_trainer(trainer, baseline)
+    return Plan(
+        networks,
+        updates,
+        images,
+        accumulate,
+        accelerator.num_processes,
+        accelerator.device,
+        memory,
+        tuple(missing),
+    )
+
+
+def _with_backbone(config: RSDRun, missing: list[str]) -> RSDRun:
+    """Replace a perceptual backbone that is not on this machine by a random one; a dry run downloads nothing."""
+    if "lpips" not in config.terms or config.lpips.backbone is not None:
+        return config
+    known = BACKBONES[config.lpips.net]
+    if known.path().is_file():
+        return config
+    missing.append(
+        f"lpips: {known.file} ({known.megabytes} MB) is not at {known.path()}; it will be downloaded, or name a file "
+        "with --set lpips.backbone=FILE"
+    )
+    return config.model_copy(update={"lpips": config.lpips.model_copy(update={"backbone": RANDOM})})
