@@ -10,9 +10,11 @@ import pickle
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sr_models.store import sha256
@@ -110,27 +112,35 @@ def _randomize_(trunk: nn.Module, generator: torch.Generator) -> None:
 def _load_backbone(trunk: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise FileNotFoundError(f"expected LPIPS backbone weights, got no file {path}; check lpips.backbone")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            found = load_file(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(f"expected torchvision weights in {path}, got something else ({error})") from error
+    found = _read_tensors(path)
     # lpips cuts torchvision's `features` into slices and keeps the numbers of the layers.
     wanted = {name: f"features.{name.partition('.')[2]}" for name in trunk.state_dict()}
     tensors: dict[str, Tensor] = {}
     for name, tensor in trunk.state_dict().items():
         source = found.get(wanted[name]) if isinstance(found, dict) else None
-        if source is None or source.shape != tensor.shape:
+        got = tuple(source.shape) if isinstance(source, Tensor) else "none"
+        if not isinstance(source, Tensor) or source.shape != tensor.shape:
             raise ValueError(
-                f"expected tensor {wanted[name]} of shape {tuple(tensor.shape)} in {path}, "
-                f"got {'none' if source is None else tuple(source.shape)}; give torchvision's file for lpips.net"
+                f"expected tensor {wanted[name]} of shape {tuple(tensor.shape)} in {path}, got {got}; "
+                "give torchvision's file for lpips.net"
             )
         tensors[name] = source
     trunk.load_state_dict(tensors)
+
+
+def _read_tensors(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of pickles that are then refused
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        # Not torch's own words: they run over several lines and advise weights_only=False.
+        raise ValueError(
+            f"expected torchvision weights in {path}, got a file that does not hold tensors alone, whole "
+            f"({type(error).__name__}); give torchvision's file"
+        ) from error
 
 
 def _fetched(net: Net) -> Path:

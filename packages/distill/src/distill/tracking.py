@@ -15,8 +15,8 @@ from torch import Tensor
 
 from distill.evaluation import Evaluation
 
-NAME = "tensorboard"
-"""Of the folder that TensorBoard reads, and of the run in other trackers."""
+PROJECT = "sr-distill"
+"""Name of the project in trackers that have projects."""
 NOT_CURVES = ("step", "images", "seconds")
 
 
@@ -33,8 +33,10 @@ class Tracker:
         self._accelerator = accelerator
         if accelerator.log_with:
             accelerator.project_configuration.logging_dir = str(folder)
-            extra: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step + 1}} if step else {}
-            accelerator.init_trackers(NAME, init_kwargs=extra)
+            board = "tensorboard" in [str(kind) for kind in accelerator.log_with]
+            extra: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step + 1}} if step and board else {}
+            # accelerate gives TensorBoard's folder the name of the project.
+            accelerator.init_trackers("tensorboard" if board else PROJECT, init_kwargs=extra)
 
     def __enter__(self) -> Self:
         return self

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -162,6 +162,8 @@ class Trainer:
             self._advance(player, optimizer)
         else:
             optimizer.zero_grad(set_to_none=True)
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.update()  # else it would refuse to look at the next gradients
             parameters = list(player.network.parameters())
             self.guard.handle(player.name, self.step, self.seed, parts, partial(self._recompute, player), parameters)
         return values
@@ -190,7 +192,9 @@ class Trainer:
         with nullcontext() if last else self.accelerator.no_sync(module):
             output: ObjectiveOutput = module(self._prepared(part), self._noise(part))
             self.accelerator.backward(output.loss / self.accumulate)
-        return output
+        # Without the graph, which would keep what the backward pass has left.
+        terms = {name: values.detach() for name, values in output.terms.items()}
+        return replace(output, loss=output.loss.detach(), terms=terms)
 
     def _recompute(self, player: Player, part: MicroBatch) -> ObjectiveOutput:
         """The loss of a micro-batch once more, in this process alone: same data, same noise."""
