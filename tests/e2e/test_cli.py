@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import shutil
 import subprocess
@@ -106,11 +107,32 @@ def test_a_data_process_fails_in_one_line_too(run: Any, trained: Any, tmp_path: 
         check_refused(outcome, f"expected a complete image, got {second}")
 
 
-def test_an_existing_run_folder_is_refused(run: Any, trained: Any) -> None:
+def test_another_run_s_folder_is_refused(run: Any, trained: Any) -> None:
     before = sorted(path.name for path in trained.student.parent.iterdir())
     outcome = run("sr-distill", "train", "rsd", "--config", trained.config, "--out", trained.student.parent)
-    check_refused(outcome, "which exists; choose another --out")
+    check_refused(outcome, "got another teacher; repeat the same command to continue, or choose another --out")
     assert sorted(path.name for path in trained.student.parent.iterdir()) == before
+
+
+def test_a_dry_run_tells_and_trains_nothing(
+    run: Any, trained: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["--config", trained.config, "--set", f"teacher={trained.teacher}", "--dry-run"]
+    outcome = run("sr-distill", "train", "rsd", *options)
+    assert outcome.code == 0, outcome.err
+    assert "fake_updates: 5" in outcome.out  # the resolved configuration
+    for line in ("fake                    10", "student                  2", "images: 24 (2 an update: 1 process(es)"):
+        assert line in outcome.out
+    assert re.search(r"memory forecast for one process on cpu: \d+ MiB, of which", outcome.out)
+    assert "not here yet" not in outcome.out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_presets_are_listed(run: Any) -> None:
+    outcome = run("sr-distill", "train", "rsd", "--list-presets")
+    assert [line.split()[0] for line in outcome.out.splitlines()][:3] == ["tiny", "rsd-paper", "rsd-24gb"]
+    check_refused(run("sr-distill", "train", "rds", "--list-presets"), "expected a task of autoencoder, teacher, rsd")
 
 
 def test_bad_upscale_input_is_refused_in_one_line(run: Any, trained: Any, photo: Path, tmp_path: Path) -> None:
@@ -173,6 +195,9 @@ def test_a_run_ends_with_its_table_and_the_next_command(run: Any, trained: Any, 
     assert run(*command).code == 0
     with Image.open(tmp_path / "out.png") as image:
         assert image.size == (120, 88)
+    again = run("sr-distill", "train", "rsd", *options)
+    assert again.code == 0
+    assert f"already finished: {out}" in again.out
 
 
 def test_a_printed_configuration_can_be_given_back(run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from distill.config import AnyRun, RSDRun
+from distill.config import AnyRun, AutoencoderRun, DataConfig, RSDRun, Run
+from distill.data import open_images, open_pairs
 from distill.memory import Forecast, forecast_trainer, library_bytes
 from distill.perceptual import BACKBONES, RANDOM
 from distill.ranks import make_accelerator
@@ -59,9 +60,11 @@ def plan(config: AnyRun) -> Plan:
         model, description = teacher_or_stand_in(config)
         if description != config.teacher:
             missing.append(f"teacher: {description}")
-        task: Task = rsd_task(config, accelerator, model)
+        open_pairs(config, model.config.scale)
+        task: Task = rsd_task(_on_generated(config), accelerator, model)
     else:
-        task = build_task(config, accelerator)
+        open_images(config) if isinstance(config, AutoencoderRun) else open_pairs(config, config.model.scale)
+        task = build_task(_on_generated(config), accelerator)
     trainer = task.trainer
     networks = {player.name: count_parameters(player.network) for player in trainer.players}
     updates = {player.name: player.updates * config.steps for player in trainer.players}
@@ -77,6 +80,13 @@ def plan(config: AnyRun) -> Plan:
         memory,
         tuple(missing),
     )
+
+
+def _on_generated(config: Run) -> Run:
+    """The run on generated images: their source changes nothing about memory, and degrading needs real values."""
+    size = config.data.hr_size
+    data = DataConfig(hr_size=size, image_size=max(64, size), workers=0)
+    return config.model_copy(update={"data": data})
 
 
 def _with_backbone(config: RSDRun, missing: list[str]) -> RSDRun:

@@ -7,29 +7,42 @@ numbers, and :class:`PeakBytes` adds up the storages that are alive. What a proc
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import math
+import re
+import resource
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import (
-    Optimizer,
-    register_optimizer_step_post_hook,
-    register_optimizer_step_pre_hook,
-)
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from distill.trainer import Trainer
+
 PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS = "parameters", "gradients", "optimizer", "activations"
+AVERAGES = "averages"
 
 CUDA_BLOCK = 512
 """torch's CUDA allocator rounds every block up to this many bytes."""
+
+CPU_SLACK_BYTES = 50 * 2**20
+CPU_SLACK_OF_ACTIVATIONS = 0.2
+"""What a process on the CPU holds beyond libraries and tensors: kernels and workspaces of convolutions, and freed
+blocks that malloc keeps because others lie between them. Measured (Linux, glibc, x86, 1 thread, float32) as peak
+resident set less libraries less peak of tensors: 84 MB at 180 MB of activations, 188 at 714 (RSD of the tiny model,
+batches of 8 and 32), 524 at 1451, 560 at 2626 (published sizes, batch 1, without and with LPIPS). The two constants
+give 86, 193, 340 and 575."""
 
 
 class PeakBytes(TorchDispatchMode):
@@ -39,12 +52,13 @@ class PeakBytes(TorchDispatchMode):
     and fake tensors both work; fake ones need their mode entered first (outside). Memory that an operator uses inside
     itself (workspaces of convolutions) is not seen.
 
-    Tensors from before count from when they are given to :meth:`track`. Parameters, their gradients and optimizer
-    states are told apart when an optimizer steps; everything else is "activations" unless :meth:`track` names it.
+    Tensors from before count from when they are given to :meth:`track` or an operator returns a view of them.
+    Parameters, their gradients and optimizer states are told apart when an optimizer steps; everything else is
+    "activations" unless :meth:`track` names it.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._serials: dict[int, int] = {}  # address of a live storage -> its number
         self._numbers: list[tuple[str, int]] = []  # of each storage ever seen: kind of device, bytes
         self._parts: dict[int, str] = {}  # storage's number -> part
@@ -64,7 +78,7 @@ class PeakBytes(TorchDispatchMode):
 
     def __exit__(self, *exception: Any) -> None:
         """Stop counting; the figures stay."""
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
         for hook in self._hooks:
             hook.remove()
 
@@ -73,7 +87,9 @@ class PeakBytes(TorchDispatchMode):
     ) -> Any:
         """Run an operator and count the storages of its results."""
         out = func(*args, **(kwargs or {}))
-        self.track(out)
+        for tensor in out if isinstance(out, list | tuple) else (out,):
+            if isinstance(tensor, Tensor):
+                self._number(tensor)
         return out
 
     def track(self, things: Any, part: str | None = None) -> None:
@@ -119,7 +135,7 @@ class PeakBytes(TorchDispatchMode):
             self._numbers.append((kind, size))
             self._change(number, 1)
             # torch keeps a storage's Python object alive as long as the storage, also when only autograd holds it.
-            weakref.finalize(storage, self._forget, address)
+            weakref.finalize(storage, self._forget, address).atexit = False
         return self._serials[address]
 
     def _forget(self, address: int) -> None:
@@ -158,8 +174,42 @@ def _tensors(things: Any) -> Iterable[Tensor]:
             yield from _tensors(list(thing.state.values()))
 
 
+class _FakePeakBytes(PeakBytes):  # type: ignore[no-untyped-call]
+    """The same for code that mixes real tensors from before with fake ones: real ones become fake when they are met."""
+
+    def __init__(self, mode: Any) -> None:
+        super().__init__()
+        self._mode = mode
+        self._fakes: dict[int, tuple[Tensor, Tensor]] = {}  # id of a real tensor -> itself and its fake
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Run an operator on fakes."""
+        if func.namespace == "prim":  # a question for device or layout, by far the most frequent
+            return func(*args, **(kwargs or {}))
+        fakes = {key: self._fake(value) for key, value in (kwargs or {}).items()}
+        return super().__torch_dispatch__(func, types, tuple(map(self._fake, args)), fakes)
+
+    def _fake(self, value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return type(value)(map(self._fake, value))
+        if not isinstance(value, Tensor) or self._mode.is_our_fake(value):
+            return value
+        if id(value) not in self._fakes:
+            self._fakes[id(value)] = (value, self._mode.from_tensor(value))
+            self.track(value, PARAMETERS if isinstance(value, nn.Parameter) else None)
+        return self._fakes[id(value)][1]
+
+    def _number(self, tensor: Tensor) -> int:
+        return super()._number(self._fake(tensor))
+
+
 class _Ones(TorchFunctionMode):
-    """Answers 1 (or true) wherever code asks a fake tensor for its values: a valid t, a finite loss, a first step."""
+    """Answers code that asks a fake tensor for its values: 1 or 0.5 (a valid t, a draw, a loss), no element is odd.
+
+    ``any()`` is what code asks before it repeats or refuses something, so its answer is no.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -169,7 +219,8 @@ class _Ones(TorchFunctionMode):
 
         if func in _READS and isinstance(args[0], FakeTensor):
             dtype = str(args[0].dtype).removeprefix("torch.")
-            return _READS[func](np.full(tuple(args[0].shape), getattr(args[0], _ANSWER, 1), dtype))
+            answer = getattr(args[0], _ANSWER, 0.5 if args[0].is_floating_point() else 1)
+            return _READS[func](np.full(tuple(args[0].shape), answer, dtype))
         out = func(*args, **(kwargs or {}))
         if func in (Tensor.any, torch.any) and isinstance(out, FakeTensor):
             setattr(out, _ANSWER, 0)
@@ -178,25 +229,29 @@ class _Ones(TorchFunctionMode):
 
 _ANSWER = "_distill_answer"
 _READS: dict[Any, Callable[[Any], Any]] = {
-    Tensor.__array__: lambda ones: ones,
-    Tensor.numpy: lambda ones: ones,
-    Tensor.tolist: lambda ones: ones.tolist(),
-    Tensor.item: lambda ones: ones.item(),
-    Tensor.__bool__: bool,
-    Tensor.__int__: int,
-    Tensor.__float__: float,
-    Tensor.__index__: int,
+    Tensor.__array__: lambda values: values,
+    Tensor.numpy: lambda values: values,
+    Tensor.tolist: lambda values: values.tolist(),
+    Tensor.item: lambda values: values.item(),
+    Tensor.__bool__: lambda values: bool(values.item()),
+    Tensor.__int__: lambda values: int(values.item()),
+    Tensor.__float__: lambda values: float(values.item()),
+    Tensor.__index__: lambda values: int(values.item()),
 }
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Memory that a run will need at its peak, on one kind of device.
+    """Memory that a run will need at its peak, in this process on one kind of device.
+
+    On a GPU it is what torch's allocator will have handed out (``torch.cuda.max_memory_allocated``), without the
+    workspaces of cuBLAS and cuDNN. On the CPU it is the resident set of the process; the processes that load data, and
+    their share of the machine's memory, come on top.
 
     Args:
         device: "cpu", "cuda" or "mps".
         tensor_bytes: peak of the bytes in tensors.
-        baseline_bytes: what the process holds without any tensor.
+        baseline_bytes: what the process holds without any tensor: the loaded libraries.
         total_bytes: what will be measured.
         by_part: what ``tensor_bytes`` is made of, the largest first.
     """
@@ -208,13 +263,75 @@ class Forecast:
     by_part: Mapping[str, int]
 
 
-def forecast(simulate: Callable[[], object], device: torch.device | str) -> Forecast:
+def forecast(simulate: Callable[[], object], device: torch.device | str, baseline_bytes: int | None = None) -> Forecast:
+    """Run something on fake tensors and say how much memory it will take when it is run.
+
+    Tensors from before may be real: they are met as fakes of the same size and keep their values. What was trained is
+    of no use afterwards, because gradients and optimizer states are fake; drop it.
+
+    Args:
+        simulate: does what the run will do, twice, as the first turn makes the optimizers' states. It may return
+            a dictionary from part to modules or tensors, which names them in ``by_part``. Where it asks for values it
+            gets 1, or 0.5 of floats. It must not load data in other processes.
+        device: where the run will compute.
+        baseline_bytes: of the process on the CPU, from before the run's networks were built; None: measured now.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from sr_models.swin_unet import shift_mask
+
     kind = torch.device(device).type
-    with FakeTensorMode(allow_non_fake_inputs=True), PeakBytes() as meter, _Ones():
-        named = simulate()
-        if isinstance(named, Mapping):
-            for part, things in named.items():
+    baseline = 0
+    if kind == "cpu":
+        baseline = library_bytes() if baseline_bytes is None else baseline_bytes
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    try:
+        with mode, _FakePeakBytes(mode) as meter, _Ones():
+            named = simulate()
+            for part, things in named.items() if isinstance(named, Mapping) else ():
                 meter.track(things, part)
-    return Forecast(kind, meter.peak(kind), 0, meter.peak(kind), meter.by_part(kind))
+    finally:
+        shift_mask.cache_clear()  # the masks that were made meanwhile are fake
+    parts = meter.by_part(kind)
+    total = baseline + meter.peak(kind)
+    if kind == "cpu":
+        total += CPU_SLACK_BYTES + int(CPU_SLACK_OF_ACTIVATIONS * parts.get(ACTIVATIONS, 0))
+    return Forecast(kind, meter.peak(kind), baseline, total, parts)
+
+
+def forecast_trainer(trainer: Trainer, baseline_bytes: int) -> Forecast:
+    """Load one batch of a run's data and forecast the memory of its training; the trainer is of no use afterwards.
+
+    Measuring before and after the training and writing checkpoints are not part of it.
+
+    Args:
+        trainer: of the run, fresh.
+        baseline_bytes: :func:`library_bytes` from before the run's networks were built; 0 for a GPU.
+    """
+    batch = next(trainer.batches(0))
+    trainer.use_batches(lambda start: itertools.repeat(batch))
+    trainer.accumulate = min(trainer.accumulate, 2)  # the second one meets gradients; more are no larger
+    for player in trainer.players:
+        player.updates = 1
+
+    def simulate() -> dict[str, Any]:
+        for _ in range(2):
+            trainer.run_step()
+        return {AVERAGES: [player.ema for player in trainer.players if player.ema is not None]}
+
+    return forecast(simulate, trainer.device, baseline_bytes)
+
+
+def library_bytes() -> int:
+    """Resident set of this process with the libraries loaded that a run loads on its way."""
+    for name in ("torchmetrics.functional.image", "torch.utils.tensorboard"):
+        importlib.import_module(name)
+    layer = nn.Conv2d(1, 1, 1)
+    optimizer = torch.optim.AdamW(layer.parameters())  # brings torch's compiler in, 150 MB
+    layer(torch.zeros(1, 1, 1, 1)).sum().backward()
+    optimizer.step()
+    status = Path("/proc/self/status")
+    if status.is_file() and (found := re.search(r"VmRSS:\s+(\d+) kB", status.read_text())):
+        return int(found[1]) * 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # elsewhere the peak so far has to do
+    return peak if sys.platform == "darwin" else peak * 2**10
