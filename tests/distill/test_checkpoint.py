@@ -119,6 +119,9 @@ def test_a_full_disk_loses_nothing(config: RSDRun, tmp_path: Path, when: str, mo
     def full(*arguments: object, **named: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    def broken(*arguments: object, **named: object) -> None:  # what torch makes of it
+        raise RuntimeError("PytorchStreamWriter failed: No space left on device")
+
     target, name = {
         "weights": (checkpoint, "save_file"),
         "state": (torch, "save"),
@@ -126,7 +129,7 @@ def test_a_full_disk_loses_nothing(config: RSDRun, tmp_path: Path, when: str, mo
         "rename": (Path, "rename"),
     }[when]
     with monkeypatch.context() as patch:
-        patch.setattr(target, name, full)
+        patch.setattr(target, name, broken if when == "state" else full)
         trainer.step = 2
         with pytest.raises(OSError, match="No space left"):
             save_checkpoint(tmp_path, trainer, keep=1)

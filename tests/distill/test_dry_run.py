@@ -45,7 +45,7 @@ def test_the_published_run_is_planned_where_nothing_of_it_is_here(
     published = preset("rsd", "rsd-paper")
     data = published.data.model_copy(update={"workers": 0})
     # One small micro-batch: the size of the networks is what counts here.
-    small = {"device": "cpu", "batch_size": 1, "micro_batch": 1, "data": data, "autoencoder_dtype": "float32"}
+    small = {"device": "cpu", "batch_size": 1, "micro_batch": 1, "data": data, "autoencoder_dtype": None}
     validation = published.validation.model_copy(update={"images": 1, "hr_size": 64})
     found = plan(published.model_copy(update={**small, "validation": validation}))
     assert found.updates == {"fake": 15000, "student": 3000}  # RSD Appendix C

@@ -101,9 +101,12 @@ def test_skipping_drops_the_update_and_goes_on(rsd_run: RSDRun) -> None:
     trainer, bad = spoiled(rsd_run.model_copy(update={"guard": guard}))
     student = trainer.players[1]
     before = weights(student)
+    said: list[str] = []
+    trainer.guard.say = said.append
     bad.on = True
     trainer.run_step()
     trainer.run_step()
+    assert [line.startswith("skipped an update: expected a finite loss") for line in said] == [True, True]
     assert torch.equal(weights(student), before)
     assert (trainer.guard.skipped, trainer.guard.in_a_row["student"], trainer.images_seen) == (2, 2, 12)
     assert student.scheduler is not None

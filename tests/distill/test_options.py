@@ -66,6 +66,11 @@ def test_another_autoencoder_dtype_trains_and_saves_the_given_autoencoder(config
     assert all(torch.equal(a, b) for a, b in zip(saved.parameters(), given.parameters(), strict=True))
 
 
+def test_an_unknown_compiler_is_one_clear_line(config: RSDRun) -> None:
+    with pytest.raises(ValueError, match="expected a torch.compile backend such as inductor, got 'indutor'"):
+        build_task(config.model_copy(update={"compile": "indutor"}))
+
+
 def test_bf16_is_another_precision(config: RSDRun) -> None:
     assert not torch.equal(weights(config), weights(config.model_copy(update={"precision": "bf16"})))
 
@@ -120,7 +125,7 @@ def streamed(config: RSDRun | TeacherRun, photos: Path) -> RSDRun:
     return config.model_copy(update={"data": data, "validation": ValidationConfig(images=2, hr_size=32)})  # type: ignore[return-value]
 
 
-def test_a_stream_trains_and_goes_on_where_it_was(config: RSDRun, photos: Path) -> None:
+def test_a_stream_trains_and_goes_on_where_it_was(config: RSDRun, photos: Path, tmp_path: Path) -> None:
     pytest.importorskip("datasets")
     run = streamed(config, photos)
     whole, later = build_task(run), build_task(run)
@@ -130,8 +135,10 @@ def test_a_stream_trains_and_goes_on_where_it_was(config: RSDRun, photos: Path) 
     assert torch.equal(next(batches), next(later.trainer.batches(12)))
     metrics = whole.trainer.run_step().means()
     assert np.isfinite(metrics["student/loss"])
-    lr, hr = whole.evaluate().pictures["LR"], whole.evaluate().pictures["HR"]
-    assert lr.shape == hr.shape == (2, 3, 32, 32)
+    hr = whole.evaluate().pictures["HR"]
+    assert hr.shape == (2, 3, 32, 32)
+    card = (train(run, out=tmp_path / "run", quiet=True).model / "README.md").read_text()
+    assert "stream images" in card
 
 
 def test_a_stream_that_is_not_there_is_one_clear_line(config: RSDRun, tmp_path: Path) -> None:

@@ -47,7 +47,6 @@ def config(rsd_run: RSDRun) -> RSDRun:
             "steps": 3,
             "batch_size": 4,
             "micro_batch": 1,  # accumulates: 4 micro-batches in one process, 2 in each of two
-            "tracker": "none",
             "terms": {"distillation": 1.0, "gan": 0.1, "pixel_mse": 0.1},
             "clip_norm": 0.05,  # the norm of the averaged gradient, not of a share
             "optimizer": OptimizerConfig(lr=1e-3),

@@ -180,7 +180,9 @@ def _is_done(path: Path, job: Job) -> bool:
 
 
 def _measured_on(job: Job) -> str:
-    return "generated images" if job.lr_folder is None else f"generated images, {job.images} photographs"
+    if job.lr_folder is None:
+        return "generated images"
+    return f"generated images, {job.images} photographs of {job.lr_folder} and {job.hr_folder}"
 
 
 def train_and_measure(job: Job) -> dict[str, Any]:

@@ -12,6 +12,7 @@ LICENCE = {
     "generated": "Apache-2.0; trained on generated images only, so no licence of a data set applies",
     "folder": "yours to state: it depends on the photographs it was trained on",
     "pairs": "yours to state: it depends on the photographs it was trained on",
+    "stream": "yours to state: it depends on the photographs it was trained on",
 }
 TITLES = {
     "autoencoder": "Autoencoder between pixels and latents",

@@ -53,7 +53,10 @@ def save_checkpoint(run: Path, trainer: Trainer, keep: int) -> Path:
     final = root / f"{trainer.step:08d}"
     partial = Path(tempfile.mkdtemp(prefix=f".{final.name}-", suffix=".tmp", dir=root))
     try:
-        _write(partial, trainer)
+        try:
+            _write(partial, trainer)
+        except (SafetensorError, RuntimeError) as error:  # what safetensors and torch make of a full disk
+            raise OSError(f"cannot write {partial}: {error}") from error
         if final.exists():  # of a run that was continued from an older checkpoint
             shutil.rmtree(final)
         partial.rename(final)
@@ -103,6 +106,7 @@ def _checkpoints(run: Path) -> list[Path]:
 
 def _write(folder: Path, trainer: Trainer) -> None:
     state: dict[str, Any] = {"step": trainer.step, "images_seen": trainer.images_seen, "players": {}}
+    state["skipped"] = trainer.guard.skipped
     for player in trainer.players:
         save_file(_tensors(player.network), folder / f"{player.name}.safetensors")
         if player.ema is not None:
@@ -154,6 +158,7 @@ def _apply(trainer: Trainer, content: Mapping[str, Any], folder: Path) -> None:
     if trainer.accelerator.scaler is not None and state["scaler"] is not None:
         trainer.accelerator.scaler.load_state_dict(state["scaler"])
     trainer.step, trainer.images_seen = state["step"], state["images_seen"]
+    trainer.guard.skipped = state["skipped"]
 
 
 def _load(module: torch.nn.Module, content: Mapping[str, Any], name: str, folder: Path) -> None:

@@ -189,7 +189,9 @@ class RSDRun(RunConfig):
         default=True, description="divide each sample's distillation loss by its gap to the teacher"
     )
     lpips: LPIPSConfig = LPIPSConfig()
-    autoencoder_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    autoencoder_dtype: Literal["bfloat16", "float16"] | None = Field(
+        default=None, description="compute latents and pixels in it; null: in the run's precision"
+    )
 
     @field_validator("terms", mode="before")
     @classmethod

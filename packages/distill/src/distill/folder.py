@@ -63,7 +63,7 @@ def open_run(config: RunConfig, out: Path | None) -> RunFolder:
     if out is not None:
         return _open_given(config, out)
     stem = f"{config.task}-{config.preset}"
-    for path in sorted(Path("runs").glob(f"{stem}-[0-9]*"), reverse=True):
+    for path in sorted(Path("runs").glob(f"{stem}-[0-9]*"), key=lambda path: (len(path.name), path.name), reverse=True):
         found = _continue(config, path)
         if found is not None:
             return found
@@ -107,7 +107,7 @@ def _open_given(config: RunConfig, out: Path) -> RunFolder:
             f"expected the configuration that the run in {out} was started with, got another {', '.join(different)}; "
             "repeat the same command to continue, or choose another --out"
         )
-    lock = _lock(out)
+    lock = _lock(out)  # before its state is read
     if lock is None:
         raise FileExistsError(f"expected a run that is not at work, got {out}, which another process trains in; wait")
     return RunFolder(out, _state(out), lock)
@@ -120,7 +120,12 @@ def _continue(config: RunConfig, path: Path) -> RunFolder | None:
     if (path / CONFIG).read_text() != to_yaml(config):
         return None
     lock = _lock(path)
-    return None if lock is None else RunFolder(path, "started", lock)
+    if lock is None:
+        return None
+    if _state(path) != "started":  # it was finished in between
+        lock.release()
+        return None
+    return RunFolder(path, "started", lock)
 
 
 def _create_numbered(config: RunConfig, stem: str) -> RunFolder:

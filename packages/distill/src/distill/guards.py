@@ -9,9 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from distill.objectives.output import ObjectiveOutput
+
+MAX_KEPT = 10
+"""Batches that a process keeps of skipped updates."""
 
 
 class NonFiniteError(ValueError):
@@ -35,12 +40,14 @@ class NonFiniteGuard:
         max_skips: this many dropped updates of a player in a row end the run all the same.
         folder: where offending batches are kept; None: nowhere.
         rank: of this process, for the file name.
+        say: told about skipped updates.
     """
 
     on_nonfinite: Literal["abort", "skip"] = "abort"
     max_skips: int = 10
     folder: Path | None = None
     rank: int = 0
+    say: Callable[[str], None] = lambda text: None
     skipped: int = 0
     in_a_row: dict[str, int] = field(default_factory=dict)
 
@@ -81,24 +88,26 @@ class NonFiniteGuard:
             f"(images {part.indexes.start}..{part.indexes.stop - 1}){where}"
         )
         if self.on_nonfinite == "skip" and in_a_row < self.max_skips:
+            self.say(f"skipped an update: {message}")
             return
         if self.on_nonfinite == "skip":
             message += f"; {in_a_row} updates in a row were skipped"
         raise NonFiniteError(f"{message}; lower the learning rate or use fp32, or set guard.on_nonfinite=skip")
 
     def _save(self, player: str, step: int, seed: int, part: MicroBatch, found: str) -> str:
-        if self.folder is None:
+        if self.folder is None or self.skipped > MAX_KEPT:
             return ""
-        from safetensors.torch import save_file
-
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step-{step:06d}-{player}-rank{self.rank}.safetensors"
         tensors = (part.batch,) if isinstance(part.batch, Tensor) else part.batch
         named = {f"batch_{index}": tensor.detach().cpu().contiguous() for index, tensor in enumerate(tensors)}
         named["indexes"] = torch.tensor(list(part.indexes))
         partial = path.with_suffix(".tmp")
-        save_file(named, partial, metadata={"player": player, "step": str(step), "seed": str(seed), "found": found})
-        partial.replace(path)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file(named, partial, metadata={"player": player, "step": str(step), "seed": str(seed), "found": found})
+            partial.replace(path)
+        except (OSError, SafetensorError) as error:  # must not hide what happened
+            return f"; the batch could not be kept ({error})"
         return f"; the batch is kept in {path}"
 
 

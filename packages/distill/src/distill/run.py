@@ -35,6 +35,7 @@ from distill.report import write_report
 from distill.stopping import StopSignal
 from distill.tasks import Task, build_task
 from distill.tracking import Tracker
+from distill.trainer import Trainer
 from sr_models.layers import count_parameters
 from sr_models.store import read_about
 
@@ -99,7 +100,8 @@ def _run(task: Task, config: AnyRun, folder: RunFolder, command: str, quiet: boo
             progress.say(f"continuing at step {trainer.step} ({trainer.images_seen} images seen)")
         elif folder.state == "started":
             progress.say("the run was interrupted before its first checkpoint; starting again")
-        trainer.guard.folder = path / "nonfinite"
+        _check_agreement(trainer)
+        trainer.guard.folder, trainer.guard.say = path / "nonfinite", progress.say
         with Tracker(trainer.accelerator, path, trainer.step) as tracker:
             clock = _loop(task, config, path, progress, tracker)
             progress.say("measuring after training ...")
@@ -157,18 +159,31 @@ def _loop(task: Task, config: AnyRun, folder: Path, progress: Progress, tracker:
                     tracker.evaluation(task.evaluate(), trainer.step)
                 trainer.accelerator.wait_for_everyone()
             stopping = stop.requested(trainer.accelerator)
+            kept = True
             if (trainer.step % config.checkpoint.every == 0 or stopping or last) and main:
-                _checkpoint(folder, task, config, progress)
+                kept = _checkpoint(folder, task, config, progress)
             if stopping and not last:
-                raise Stopped(f"stopped at step {trainer.step}; the same command continues {folder}")
+                where = f"the same command continues {folder}" + ("" if kept else " from an earlier step")
+                raise Stopped(f"stopped at step {trainer.step}; {where}")
     return clock
 
 
-def _checkpoint(folder: Path, task: Task, config: AnyRun, progress: Progress) -> None:
+def _checkpoint(folder: Path, task: Task, config: AnyRun, progress: Progress) -> bool:
     try:
         save_checkpoint(folder, task.trainer, config.checkpoint.keep)
     except OSError as error:  # a full disk must not cost what is in memory; the next one may succeed
         progress.say(f"no checkpoint at step {task.trainer.step} ({error}); the one before is kept; free some space")
+        return False
+    return True
+
+
+def _check_agreement(trainer: Trainer) -> None:
+    """Refuse to train when the processes did not read the same checkpoint, as on a file system that lags."""
+    steps = trainer.accelerator.gather(torch.tensor([trainer.step], device=trainer.device)).tolist()
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"expected one checkpoint in all processes, got steps {steps}; check that all see the same folder"
+        )
 
 
 def _open(config: AnyRun, out: Path | None, accelerator: Accelerator) -> RunFolder:
@@ -179,7 +194,7 @@ def _open(config: AnyRun, out: Path | None, accelerator: Accelerator) -> RunFold
         try:
             folder = open_run(config, out)
             found = [(folder.path, folder.state)]
-        except (OSError, ValueError) as error:
+        except Exception as error:  # the others wait for an answer, whatever it is
             found = [error]
     broadcast_object_list(found)
     if isinstance(found[0], Exception):

@@ -34,7 +34,7 @@ class Tracker:
         if accelerator.log_with:
             accelerator.project_configuration.logging_dir = str(folder)
             board = "tensorboard" in [str(kind) for kind in accelerator.log_with]
-            extra: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step + 1}} if step and board else {}
+            extra: dict[str, dict[str, Any]] = {"tensorboard": {"purge_step": step + 1}} if board else {}
             # accelerate gives TensorBoard's folder the name of the project.
             accelerator.init_trackers("tensorboard" if board else PROJECT, init_kwargs=extra)
 
@@ -44,8 +44,9 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._accelerator.log_with:
-            self._accelerator.end_training()
+        # Not end_training(): it would also end the group of processes, which meet once more after this.
+        for tracker in self._accelerator.trackers if self._accelerator.log_with else []:
+            tracker.finish()
 
     def scalars(self, record: Mapping[str, float], step: int) -> None:
         """Log the numbers of a record."""

@@ -157,7 +157,7 @@ class Trainer:
         # One exchange and one wait for the device per update; all processes then see the same numbers.
         values = unpack(self.accelerator.reduce(pack(outputs, norm, self.num_times), "mean"), outputs, self.num_times)
         self.images_seen += sum(len(part.indexes) for part in parts) * self.accelerator.num_processes
-        if self.guard.passes(player.name, values, scaled=self.accelerator.scaler is not None):
+        if self.guard.passes(player.name, values, scaled=self._scaler_can_go_down()):
             optimizer.step()  # with a loss scaler it skips overflows itself
             self._advance(player, optimizer)
         else:
@@ -175,6 +175,11 @@ class Trainer:
             player.scheduler.step()
         if player.ema is not None:
             player.ema.update_parameters(player.network)
+
+    def _scaler_can_go_down(self) -> bool:
+        """Whether a gradient that is not finite may come from the loss scale: not once the scale is down at 1."""
+        scaler = self.accelerator.scaler
+        return scaler is not None and scaler.get_scale() > 1
 
     def _next(self, index: int) -> MicroBatch:
         if self._source is None:

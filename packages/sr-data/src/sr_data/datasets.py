@@ -6,6 +6,7 @@ the number of worker processes changes nothing but the speed.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, overload
@@ -191,8 +192,14 @@ def _stack_pairs(items: list[Pair]) -> Pair:
 
 
 def one_thread(worker: int) -> None:
-    """Keep a worker process to one thread: the workers are the parallelism."""
+    """Keep a worker process to one thread, the workers are the parallelism; leave signals to the training process.
+
+    Ctrl-C and a cluster's SIGTERM reach the whole group of processes. A worker that died of one would take the step with
+    it that the training process wants to finish.
+    """
     torch.set_num_threads(1)
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(kind, signal.SIG_IGN)
 
 
 @overload

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from resshift_core import ResShiftSchedule
 
-Pass_contra = TypeVar("Pass_contra", contravariant=True)
 Pass = TypeVar("Pass")
 
 
@@ -48,17 +47,12 @@ class TermValue(NamedTuple):
     times: Tensor | None = None
 
 
-class Term(Protocol[Pass_contra]):
-    """One part of a loss: reads what it needs of a pass and returns a value for each sample."""
-
-    def __call__(self, step: Pass_contra, /) -> TermValue:
-        """Return the term's values of one batch."""
-        ...
-
-
 @dataclass(frozen=True)
 class WeightedTerm(Generic[Pass]):
-    """A named term and its weight (lambda in RSD Eq. 9)."""
+    """A term, its name and its weight (lambda in RSD Eq. 9).
+
+    ``term`` reads what it needs of a pass and returns a value for each sample; it has no randomness of its own.
+    """
 
     name: str
     weight: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -55,7 +56,10 @@ def set_up(network: Network, config: RunConfig) -> Network:
     if isinstance(network, SwinUNet):
         network.checkpointing = config.checkpointing
     if config.compile is not None:
-        network.compile(backend=config.compile)
+        try:
+            network.compile(backend=config.compile)
+        except RuntimeError as error:
+            raise ValueError(f"expected a torch.compile backend such as inductor, got {config.compile!r}") from error
     return network
 
 
@@ -132,10 +136,18 @@ def averaged(player: Player) -> Any:
     return player.ema.module.eval()
 
 
+def in_dtype_of(autoencoder: VQAutoencoder) -> AbstractContextManager[Any]:
+    """Let an autoencoder in half precision compute in its own dtype; one in float32 follows the run's precision."""
+    weight = next(autoencoder.parameters())
+    if weight.dtype == torch.float32:
+        return nullcontext()
+    return torch.autocast(weight.device.type, enabled=False)
+
+
 def latents_of(autoencoder: VQAutoencoder, lr: Tensor, hr: Tensor, scale: int) -> Latents:
     """Encode a batch of pairs, pixels [-1, 1], without gradients; the latents are float32."""
     dtype = next(autoencoder.parameters()).dtype
-    with torch.no_grad():
+    with torch.no_grad(), in_dtype_of(autoencoder):
         z_y = autoencoder.encode(upsample(lr, scale).to(dtype)).float()
         return Latents(lr, hr, z_y, autoencoder.encode(hr.to(dtype)).float())
 

@@ -23,6 +23,7 @@ from distill.tasks.common import (
     Task,
     averaged,
     compare,
+    in_dtype_of,
     latents_of,
     make_player,
     make_trainer,
@@ -165,8 +166,9 @@ def _perceptual(config: RSDRun, device: torch.device) -> Perceptual | None:
 
 def _working_copy(autoencoder: VQAutoencoder, config: RSDRun) -> VQAutoencoder:
     """The autoencoder that training computes with: in the dtype that was asked for, memory-saving decoder."""
-    dtype = getattr(torch, config.autoencoder_dtype)
-    working = autoencoder if dtype == torch.float32 else copy.deepcopy(autoencoder).to(dtype)
+    working = autoencoder
+    if config.autoencoder_dtype is not None:
+        working = copy.deepcopy(autoencoder).to(getattr(torch, config.autoencoder_dtype))
     # Its parameters are frozen, so what a block keeps serves the gradient of its input alone; the inputs of the blocks
     # are enough to get it again.
     working.decoder.checkpointing = True
@@ -175,4 +177,5 @@ def _working_copy(autoencoder: VQAutoencoder, config: RSDRun) -> VQAutoencoder:
 
 def _decode(autoencoder: VQAutoencoder, z: Tensor) -> Tensor:
     """Scaled latent to pixels in the autoencoder's dtype, differentiable in ``z``."""
-    return autoencoder.decode(z.to(next(autoencoder.parameters()).dtype))
+    with in_dtype_of(autoencoder):
+        return autoencoder.decode(z.to(next(autoencoder.parameters()).dtype))
