@@ -67,7 +67,7 @@ def test_another_autoencoder_dtype_trains_and_saves_the_given_autoencoder(config
 
 
 def test_an_unknown_compiler_is_one_clear_line(config: RSDRun) -> None:
-    with pytest.raises(ValueError, match="expected a torch.compile backend such as inductor, got 'indutor'"):
+    with pytest.raises(ValueError, match=r"expected a torch\.compile backend such as inductor, got 'indutor'"):
         build_task(config.model_copy(update={"compile": "indutor"}))
 
 

@@ -194,8 +194,8 @@ def _stack_pairs(items: list[Pair]) -> Pair:
 def one_thread(worker: int) -> None:
     """Keep a worker process to one thread, the workers are the parallelism; leave signals to the training process.
 
-    Ctrl-C and a cluster's SIGTERM reach the whole group of processes. A worker that died of one would take the step with
-    it that the training process wants to finish.
+    Ctrl-C and a cluster's SIGTERM reach the whole group of processes. A worker that died of one would take with it the
+    step that the training process wants to finish.
     """
     torch.set_num_threads(1)
     for kind in (signal.SIGINT, signal.SIGTERM):
