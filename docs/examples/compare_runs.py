@@ -31,12 +31,12 @@ def main(out: Path, runs: list[Path]) -> None:
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     for index, (name, title) in enumerate(PANELS.items()):
         axes = figure.add_subplot(2, 3, index + 1)
-        for run in runs:
+        for number, run in enumerate(runs):
             records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
             points = [(record["step"], record[name]) for record in records if name in record]
             if points:
                 steps, values = zip(*points, strict=True)
-                axes.plot(steps, smoothed(list(values)), label=run.name, linewidth=1.3)
+                axes.plot(steps, smoothed(list(values)), label=run.name, color=f"C{number}", linewidth=1.3)
         axes.set_title(title, fontsize=10)
         axes.grid(alpha=0.3)
         if name == "student/fake_lag":
