@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -63,8 +64,17 @@ def long_run(rsd_run: RSDRun) -> RSDRun:
     )
 
 
-def test_kill_9_at_random_moments_changes_no_bit(long_run: RSDRun, tmp_path: Path) -> None:
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as the processes have: sums depend on it."""
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_kill_9_at_random_moments_changes_no_bit(long_run: RSDRun, tmp_path: Path) -> None:
     train(long_run, out=tmp_path / "whole", quiet=True)
     run = tmp_path / "killed"
     line = command(long_run, tmp_path, "--out", str(run))
