@@ -6,12 +6,12 @@ import os
 import shlex
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.table import Table
 
 from distill.config import AnyRun
 from distill.evaluation import METRICS, Evaluation
+from distill.ranks import leave_group
 from distill.run import Stopped, train
 
 
@@ -22,13 +22,7 @@ def run_and_tell(config: AnyRun, out: Path | None, *, command: str) -> None:
     except Stopped as stopped:
         print(stopped)
         raise SystemExit(130) from None
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"out of memory on the device ({str(error).splitlines()[0]}); set a smaller micro_batch or "
-            "checkpointing=true; --dry-run forecasts the memory"
-        ) from error
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave_group()
     if int(os.environ.get("RANK", "0")) > 0:  # another process tells
         return
     console = Console()

@@ -54,6 +54,12 @@ def make_accelerator(device: str = "auto", precision: str = "fp32", tracker: str
     )
 
 
+def leave_group() -> None:
+    """End the group of processes, if there is one; the last thing that a process of a run does."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def _forget_single_process(cpu: bool, mixed: str) -> None:
     """Let one process do several runs one after another, each with its own device and precision.
 

@@ -83,6 +83,11 @@ def train(config: AnyRun, *, out: Path | None = None, command: str = "", quiet: 
         if folder.state == "finished":
             return _finished(folder.path)
         return _run(task, config, folder, command, quiet or not accelerator.is_main_process)
+    except torch.OutOfMemoryError as error:
+        raise ValueError(
+            f"out of memory on the device ({str(error).splitlines()[0]}); set a smaller micro_batch or "
+            "checkpointing=true; --dry-run forecasts the memory"
+        ) from error
     finally:
         folder.close()
 
