@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from distill.config import (
     AutoencoderRun,
     DataConfig,
+    LPIPSConfig,
     RSDRun,
     RunConfig,
     TeacherRun,
@@ -98,6 +99,20 @@ def test_rsd_run(rsd_run: RSDRun, tmp_path: Path) -> None:
     assert all(
         torch.equal(a, b) for a, b in zip(model.autoencoder.parameters(), teacher.autoencoder.parameters(), strict=True)
     )
+
+
+def test_a_random_perceptual_backbone_is_said_everywhere(rsd_run: RSDRun, tmp_path: Path) -> None:
+    lpips = LPIPSConfig(net="alex", backbone="random")
+    data = rsd_run.data.model_copy(update={"hr_size": 64})  # AlexNet needs some pixels
+    terms = {"distillation": 1.0, "lpips": 2.0}
+    result = train(
+        rsd_run.model_copy(update={"terms": terms, "lpips": lpips, "data": data, "tracker": "none"}),
+        out=tmp_path / "run",
+        quiet=True,
+    )
+    places = [result.folder / "summary.json", result.folder / "report.html", result.model / "README.md"]
+    assert all("RANDOM alex backbone" in place.read_text() for place in places)
+    assert "RANDOM alex backbone" in read_about(result.model)["notes"]["lpips"]
 
 
 def test_teacher_run_in_bf16(teacher_run: TeacherRun, tmp_path: Path) -> None:

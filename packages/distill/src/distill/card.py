@@ -39,6 +39,7 @@ def write_card(folder: Path, summary: Mapping[str, Any], sha256: Mapping[str, st
         "machine": summary["machine"],
         "trained parameters": parameters,
         "data": f"{summary['data']} images",
+        **summary["notes"],
         "licence": LICENCE[summary["data"]],
         **{f"sha256 of {name}": f"`{digest}`" for name, digest in sha256.items()},
     }

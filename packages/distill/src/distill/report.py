@@ -36,10 +36,11 @@ def write_report(folder: Path, summary: Mapping[str, Any], config_yaml: str) -> 
         "data",
         "machine",
     )
+    values = {name: summary[name] for name in facts} | dict(summary["notes"])
     lines = [
         "<!doctype html><html lang='en'><meta charset='utf-8'><meta name='viewport' content='width=device-width'>",
         f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>",
-        _table(("", "value"), [(name.replace("_", " "), _text(summary[name])) for name in facts]),
+        _table(("", "value"), [(name.replace("_", " "), _text(value)) for name, value in values.items()]),
         "<h2>Measured on the validation images</h2>",
         _metric_table(summary["before"], summary["after"]),
         "<p>PSNR and SSIM on the Y channel; sharpness is the mean gradient magnitude of Y "

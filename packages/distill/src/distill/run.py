@@ -229,7 +229,7 @@ def _summarize(
         "parameters": {player.name: count_parameters(player.network) for player in trainer.players},
         "data": config.data.source,
         "machine": machine(trainer.device),
-        **task.notes,
+        "notes": dict(task.notes),
         "before": before.rows,
         "after": after.rows,
     }
