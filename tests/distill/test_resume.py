@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from distill.config import CheckpointConfig, RSDRun, to_yaml
 from distill.run import Stopped, train
 
-STEPS = 40
+STEPS = 30
 
 
 def command(config: RSDRun, folder: Path, *more: str) -> list[str]:
@@ -126,6 +126,25 @@ def test_a_signal_ends_the_run_between_two_steps(
     train(long_run, out=tmp_path / "whole", quiet=True)
     first, second = weights(tmp_path / "whole"), weights(run)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_workers_that_die_of_the_same_signal_lose_the_step_only(
+    long_run: RSDRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from distill.trainer import Trainer
+
+    plain = Trainer.run_step
+
+    def interrupted(self: Trainer) -> object:
+        if self.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Terminated.")
+        return plain(self)
+
+    monkeypatch.setattr(Trainer, "run_step", interrupted)
+    with pytest.raises(Stopped, match="stopped within step 4"):
+        train(long_run, out=tmp_path / "run", quiet=True)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["00000003"]
 
 
 def test_an_interrupted_run_is_continued_with_the_same_configuration_only(long_run: RSDRun, tmp_path: Path) -> None:

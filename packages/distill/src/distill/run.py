@@ -138,7 +138,13 @@ def _loop(task: Task, config: AnyRun, folder: Path, progress: Progress, tracker:
     log: AbstractContextManager[Any] = (folder / METRICS).open("a") if main else nullcontext()
     with log as file, StopSignal() as stop:
         while trainer.step < config.steps:
-            metrics = trainer.run_step()
+            try:
+                metrics = trainer.run_step()
+            except RuntimeError:
+                if not stop.asked:
+                    raise
+                # A launcher that signals the whole group has ended the data workers within this step.
+                raise Stopped(f"stopped within step {trainer.step}; the same command continues {folder}") from None
             window.merge(metrics)
             clock.seconds = time.perf_counter() - clock.begin
             speed = (trainer.images_seen - clock.first_images) / clock.seconds

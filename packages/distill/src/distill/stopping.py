@@ -12,10 +12,10 @@ from accelerate import Accelerator
 
 
 class StopSignal:
-    """While entered, notes the first SIGINT or SIGTERM instead of dying of it."""
+    """While entered, notes the first SIGINT or SIGTERM (``asked``) instead of dying of it."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self.asked = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -32,12 +32,12 @@ class StopSignal:
     def requested(self, accelerator: Accelerator) -> bool:
         """Tell whether any process was asked to stop; the answer is the same in all of them."""
         if accelerator.num_processes == 1:
-            return self._asked
-        flag = torch.tensor(float(self._asked), device=accelerator.device)
+            return self.asked
+        flag = torch.tensor(float(self.asked), device=accelerator.device)
         return bool(accelerator.reduce(flag, "sum").item() > 0)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self.asked = True
         self._restore()
 
     def _restore(self) -> None:

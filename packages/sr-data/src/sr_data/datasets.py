@@ -192,14 +192,13 @@ def _stack_pairs(items: list[Pair]) -> Pair:
 
 
 def one_thread(worker: int) -> None:
-    """Keep a worker process to one thread, the workers are the parallelism; leave signals to the training process.
+    """Keep a worker process to one thread, the workers are the parallelism; leave Ctrl-C to the training process.
 
-    Ctrl-C and a cluster's SIGTERM reach the whole group of processes. A worker that died of one would take with it the
-    step that the training process wants to finish.
+    Ctrl-C reaches the whole group of processes, and a worker that died of it would take with it the step that the
+    training process wants to finish. SIGTERM stays as it is: Python ends workers with it.
     """
     torch.set_num_threads(1)
-    for kind in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(kind, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @overload
