@@ -87,7 +87,7 @@ def cut(path: Path) -> None:
 
 def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[-1] ^= 1
+    content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
@@ -96,8 +96,6 @@ def flip(path: Path) -> None:
 def test_a_torn_checkpoint_costs_the_steps_since_the_one_before(
     config: RSDRun, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
-    if name == "manifest.json" and damage is flip:
-        pytest.skip("the last byte of the manifest is a line end")
     trainer = trained(config, 1)
     save_checkpoint(tmp_path, trainer, keep=2)
     wanted = {key: value.clone() for key, value in state(trainer).items()}
