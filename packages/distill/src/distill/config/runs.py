@@ -1,0 +1,157 @@
+"""What each kind of run is told: one frozen class for one task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from distill.config.sections import (
+    CheckpointConfig,
+    DataConfig,
+    GuardConfig,
+    LPIPSConfig,
+    OptimizerConfig,
+    Section,
+    ValidationConfig,
+)
+from sr_models.model import ModelConfig
+
+
+class RunConfig(Section):
+    """What every run has."""
+
+    task: str
+    preset: str
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(ge=1, description="updates of the network that the run is for")
+    batch_size: int = Field(default=64, ge=1, description="images of one update, over all processes")
+    micro_batch: int | None = Field(
+        default=None,
+        ge=1,
+        description="images at a time in one process; the rest is accumulated; null: no accumulation",
+    )
+    log_every: int = Field(default=10, ge=1)
+    tracker: str = Field(default="tensorboard", description="none, or a tracker that accelerate knows")
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    compile: str | None = Field(default=None, description="torch.compile backend for the networks, such as inductor")
+    checkpointing: bool = Field(default=False, description="compute activations again instead of keeping them")
+    clip_norm: float | None = Field(default=None, gt=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    save_dtype: Literal["float32", "float16"] = Field(default="float32", description="of the saved model's tensors")
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    validation: ValidationConfig = ValidationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    guard: GuardConfig = GuardConfig()
+
+
+class TermsRun(RunConfig):
+    """A run whose loss is a sum of weighted terms.
+
+    Subclasses have a field ``terms``, name -> weight. A weight of null leaves a term out.
+    """
+
+    lpips: LPIPSConfig = LPIPSConfig()
+
+    @field_validator("terms", mode="before", check_fields=False)
+    @classmethod
+    def _drop_null(cls, terms: Any) -> Any:
+        if not isinstance(terms, Mapping):
+            return terms
+        return {name: weight for name, weight in terms.items() if weight is not None}
+
+    @field_validator("terms", check_fields=False)
+    @classmethod
+    def _positive(cls, terms: dict[str, float]) -> dict[str, float]:
+        if not terms or any(weight <= 0 for weight in terms.values()):
+            raise ValueError(f"expected at least one term, with weights above 0, got {terms}; leave one out with null")
+        return terms
+
+
+class AutoencoderRun(RunConfig):
+    """Train an autoencoder."""
+
+    task: Literal["autoencoder"] = "autoencoder"
+    model: ModelConfig
+    sigma: float = Field(default=0.1, ge=0, description="width of the latent posterior")
+    l1_weight: float = Field(default=1.0, ge=0)
+    mse_weight: float = Field(default=1.0, ge=0)
+    colour_weight: float = Field(default=0.5, ge=0)
+    kl_weight: float = Field(default=1e-4, ge=0)
+
+    @model_validator(mode="after")
+    def _continuous(self) -> Self:
+        if self.model.autoencoder.num_codes is not None:
+            raise ValueError("expected model.autoencoder.num_codes=null: this objective trains continuous latents")
+        return self
+
+
+class LatentRun(TermsRun):
+    """A run in the latent space of an autoencoder that stays as it is."""
+
+    autoencoder_dtype: Literal["bfloat16", "float16"] | None = Field(
+        default=None, description="compute latents and pixels in it; null: in the run's precision"
+    )
+
+
+class TeacherRun(LatentRun):
+    """Train a ResShift teacher in the latent space of an autoencoder."""
+
+    task: Literal["teacher"] = "teacher"
+    model: ModelConfig
+    autoencoder: str = Field(description="shipped name or folder")
+    terms: dict[Literal["z_0", "lpips"], float] = Field(default={"z_0": 1.0}, description="weights of the loss terms")
+    weighting: Literal["uniform", "kl"] = Field(
+        default="uniform", description="of the squared error over t: w_t = 1 as published, or the KL divergence's"
+    )
+
+
+class DistillationRun(LatentRun):
+    """Distil a teacher into a one-step student."""
+
+    teacher: str = Field(description="shipped name or folder")
+
+
+class FakeModelRun(DistillationRun):
+    """Distil with a fake model, which is trained on the student's output.
+
+    ``terms`` are the weighted terms of the student's loss (Eq. 9). The GAN term's weight also counts in the fake
+    model's loss, which trains the discriminator.
+    """
+
+    terms: dict[Literal["distillation", "lpips", "gan", "latent_mse", "pixel_mse"], float] = Field(
+        default={"distillation": 1.0}, description="weights of the student's loss terms"
+    )
+    fake_updates: int = Field(default=5, ge=1, description="K")
+    normalize: bool = Field(
+        default=True, description="divide each sample's distillation loss by its gap to the teacher"
+    )
+
+
+class RSDRun(FakeModelRun):
+    """Residual Shifting Distillation (RSD, Algorithm 1)."""
+
+    task: Literal["rsd"] = "rsd"
+    student_timesteps: int = Field(default=4, ge=1, description="N")
+
+
+class VSDRun(FakeModelRun):
+    """ResShift-VSD (RSD, Algorithm 2)."""
+
+    task: Literal["vsd"] = "vsd"
+
+
+class SinSRRun(DistillationRun):
+    """SinSR: the student learns the whole deterministic chain of the teacher, and its inverse."""
+
+    task: Literal["sinsr"] = "sinsr"
+    terms: dict[Literal["distillation", "inverse", "consistency", "lpips", "latent_mse", "pixel_mse"], float] = Field(
+        default={"distillation": 1.0, "inverse": 1.0, "consistency": 1.0},
+        description="weights of the student's loss terms",
+    )
+
+
+AnyRun = AutoencoderRun | TeacherRun | RSDRun | VSDRun | SinSRRun

@@ -1,0 +1,106 @@
+"""The sections that configurations are made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from sr_data.degradation import DegradationConfig
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class StreamConfig(Section):
+    """Images that arrive as a stream; the fields are those of :class:`sr_data.streaming.StreamedImages`."""
+
+    path: str = Field(description="webdataset, parquet or imagefolder with data_files; a folder; or a hub id")
+    data_files: str | tuple[str, ...] | None = None
+    split: str = "train"
+    column: str = "auto"
+    shuffle_buffer: int = Field(default=1000, ge=1, description="images that every process holds to draw from")
+
+
+class DataConfig(Section):
+    """Where training images come from.
+
+    ``source``: ``generated`` images need no download; ``folder`` takes HR images and degrades them;
+    ``pairs`` takes HR and LR folders with the same names; ``stream`` takes HR images from shards or a hub.
+    """
+
+    source: Literal["generated", "folder", "pairs", "stream"] = "generated"
+    stream: StreamConfig | None = None
+    hr_folder: Path | None = None
+    lr_folder: Path | None = None
+    hr_size: int = Field(default=256, ge=8, description="side of the HR crops in pixels")
+    image_size: int = Field(default=256, ge=64, description="side of a generated image")
+    crops_per_image: int = Field(default=16, ge=1, description="crops cut from one generated image")
+    workers: int = Field(default=1, ge=0, description="processes that prepare batches")
+    degrade_on: Literal["workers", "device"] = Field(
+        default="workers", description="where LR images are made; those of a stream always on the training device"
+    )
+    degradation: DegradationConfig = DegradationConfig.real_esrgan()
+
+    @model_validator(mode="after")
+    def _folders(self) -> Self:
+        needed = {
+            "generated": (),
+            "folder": ("hr_folder",),
+            "pairs": ("hr_folder", "lr_folder"),
+            "stream": ("stream",),
+        }[self.source]
+        for name in ("hr_folder", "lr_folder", "stream"):
+            if (getattr(self, name) is not None) != (name in needed):
+                verb = "needs" if name in needed else "takes no"
+                raise ValueError(f"source {self.source!r} {verb} data.{name}")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW and its learning-rate schedule."""
+
+    lr: float = Field(default=5e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)
+
+
+class ValidationConfig(Section):
+    """Images that are measured before and after.
+
+    Generated ones that the run never trains on; with folders, other crops of the same folder.
+    """
+
+    images: int = Field(default=8, ge=1)
+    hr_size: int = Field(default=256, ge=8)
+    seed: int = Field(default=1_000_003, ge=0)
+    every: int | None = Field(default=None, ge=1, description="updates between measurements on the way; null: none")
+
+
+class CheckpointConfig(Section):
+    """Checkpoints that a run continues from."""
+
+    every: int = Field(default=500, ge=1, description="updates between checkpoints")
+    keep: int = Field(default=2, ge=1, description="how many of the newest stay")
+
+
+class GuardConfig(Section):
+    """What to do when a loss or gradient is not finite."""
+
+    on_nonfinite: Literal["abort", "skip"] = Field(default="abort", description="skip drops the update and goes on")
+    max_skips: int = Field(default=10, ge=1, description="so many skipped updates in a row end the run all the same")
+
+
+class LPIPSConfig(Section):
+    """The network of the LPIPS term."""
+
+    net: Literal["vgg", "alex"] = "vgg"
+    backbone: str | None = Field(
+        default=None, description="file of ImageNet weights; null: torchvision's; random: a random backbone, by name"
+    )
