@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import distill.tasks.rsd as builder
+import distill.tasks.common as common
+import distill.tasks.students as students
 from distill.config import DataConfig, LPIPSConfig, RSDRun, ValidationConfig
 from distill.noise import SampleNoise
 from distill.objectives import rsd, terms
@@ -484,7 +485,7 @@ class Loaded:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.models: list[SRModel] = []
         self.lpips: list[nn.Module] = []
-        load_model, load = builder.load_model, builder.load_lpips
+        load_model, load = students.load_model, common.load_lpips
 
         def spy_model(name: Any) -> SRModel:
             self.models.append(load_model(name))
@@ -495,8 +496,8 @@ class Loaded:
             self.lpips.append(perceptual.network)
             return perceptual
 
-        monkeypatch.setattr(builder, "load_model", spy_model)
-        monkeypatch.setattr(builder, "load_lpips", spy_lpips)
+        monkeypatch.setattr(students, "load_model", spy_model)
+        monkeypatch.setattr(common, "load_lpips", spy_lpips)
 
     @property
     def frozen(self) -> list[nn.Module]:

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import distill.tasks.rsd as builder
+import distill.tasks.common as common
+import distill.tasks.students as students
 from distill.config import LPIPSConfig, RSDRun
 from distill.noise import SampleNoise
 from distill.objectives import rsd, terms
@@ -277,7 +278,7 @@ def test_widen_is_float32_at_least(dtype: torch.dtype, wide: torch.dtype) -> Non
 # Which terms a run has
 
 
-NAMES = ("distillation", "lpips", "gan", "latent_mse", "pixel_mse")
+NAMES = ("distillation", "lpips", "latent_mse", "pixel_mse", "gan")
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def test_a_run_has_the_terms_of_its_configuration(
     rsd_run: RSDRun, weights: dict[str, float | None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not weights.get("lpips"):
-        monkeypatch.setattr(builder, "load_lpips", lambda *_: pytest.fail("LPIPS loaded though it is left out"))
+        monkeypatch.setattr(common, "load_lpips", lambda *_: pytest.fail("LPIPS loaded though it is left out"))
     given = {**rsd_run.model_dump(), "terms": weights, "lpips": LPIPSConfig(net="alex", backbone="random")}
     task = build_task(RSDRun.model_validate(given))
     fake, student = task.trainer.players
@@ -390,7 +391,7 @@ def test_normal_numbers_are_standard_and_unrelated_to_each_other_and_to_the_data
     assert values.mean().abs() < 5 / math.sqrt(30 * 4000)
     assert values.std().item() == pytest.approx(1, abs=0.02)
     assert torch.corrcoef(values).fill_diagonal_(0).abs().max() < 0.1  # 6 standard deviations
-    data = torch.randn(4000, generator=builder.make_generator(0, 0))
+    data = torch.randn(4000, generator=common.make_generator(0, 0))
     assert not torch.equal(values[0], data)
 
 
@@ -530,8 +531,8 @@ def test_the_runs_decoder_is_checkpointed_frozen_and_in_its_dtype(
     rsd_run: RSDRun, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[Any] = []
-    load, decode = builder.load_model, VQAutoencoder.decode
-    monkeypatch.setattr(builder, "load_model", lambda name: loaded.append(load(name)) or loaded[-1])
+    load, decode = students.load_model, VQAutoencoder.decode
+    monkeypatch.setattr(students, "load_model", lambda name: loaded.append(load(name)) or loaded[-1])
     trained_with: list[VQAutoencoder] = []
 
     def spy(self: VQAutoencoder, z: Tensor, **options: Any) -> Tensor:

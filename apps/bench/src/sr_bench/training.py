@@ -22,7 +22,8 @@ from distill.folder import write_text
 from distill.presets import preset
 from distill.ranks import make_accelerator
 from distill.run import machine, peak_memory_mb
-from distill.tasks.rsd import rsd_task, teacher_or_stand_in
+from distill.tasks import build_distillation
+from distill.tasks.students import teacher_or_stand_in
 from distill.trainer import Trainer
 
 MATRIX_SIZE = 2048
@@ -66,7 +67,7 @@ def measure_training(
     # In a process of its own: what it builds would count in this one's peak.
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         expected = pool.submit(plan, config).result().memory
-    trainer = rsd_task(config, accelerator, model).trainer
+    trainer = build_distillation(config, accelerator, model).trainer
     result: dict[str, Any] = {
         "command": command,
         "config": config.model_dump(mode="json"),

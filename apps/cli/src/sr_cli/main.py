@@ -21,7 +21,7 @@ app = typer.Typer(
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(help="autoencoder, teacher or rsd", show_default=False)],
+    task: Annotated[str, typer.Argument(help="autoencoder, teacher, rsd, vsd or sinsr", show_default=False)],
     preset: Annotated[
         str, typer.Option(help="named configuration to start from: tiny (CPU) or a published one, see --list-presets")
     ] = "tiny",
@@ -59,7 +59,7 @@ def train(
         bool, typer.Option("--print-config", help="print the resolved configuration and stop")
     ] = False,
 ) -> None:
-    """Train an autoencoder or a teacher, or distil a student (rsd).
+    """Train an autoencoder or a teacher, or distil a student (rsd, vsd, sinsr).
 
     Without options `sr-distill train rsd` distils a one-step student from the small teacher that ships, on generated
     images, in a few minutes on two CPU cores. Everything is written to a new run folder. The same command again

@@ -18,6 +18,8 @@ TITLES = {
     "autoencoder": "Autoencoder between pixels and latents",
     "teacher": "ResShift teacher",
     "rsd": "One-step student, distilled by RSD",
+    "vsd": "One-step student, distilled by ResShift-VSD",
+    "sinsr": "One-step student, distilled by SinSR",
 }
 
 

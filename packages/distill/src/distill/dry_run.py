@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
-from distill.config import AnyRun, AutoencoderRun, DataConfig, RSDRun, Run
+from distill.config import AnyRun, AutoencoderRun, DataConfig, DistillationRun, Run, TermsRun
 from distill.data import open_images, open_pairs
 from distill.memory import Forecast, forecast_trainer, library_bytes
 from distill.perceptual import BACKBONES, RANDOM
 from distill.ranks import make_accelerator
-from distill.tasks import build_task
+from distill.tasks import build_distillation, build_task
 from distill.tasks.common import Task
-from distill.tasks.rsd import rsd_task, teacher_or_stand_in
+from distill.tasks.students import teacher_or_stand_in
 from sr_models.layers import count_parameters
+
+Terms = TypeVar("Terms", bound=TermsRun)
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,14 @@ def plan(config: AnyRun) -> Plan:
     accelerator = make_accelerator(config.device, config.precision)
     baseline = library_bytes() if accelerator.device.type == "cpu" else 0
     missing: list[str] = []
-    if isinstance(config, RSDRun):
+    if isinstance(config, TermsRun):
         config = _with_backbone(config, missing)
+    if isinstance(config, DistillationRun):
         model, description = teacher_or_stand_in(config)
         if description != config.teacher:
             missing.append(f"teacher: {description}")
         open_pairs(config, model.config.scale)
-        task: Task = rsd_task(_on_generated(config), accelerator, model)
+        task: Task = build_distillation(_on_generated(config), accelerator, model)
     else:
         open_images(config) if isinstance(config, AutoencoderRun) else open_pairs(config, config.model.scale)
         task = build_task(_on_generated(config), accelerator)
@@ -89,9 +93,9 @@ def _on_generated(config: Run) -> Run:
     return config.model_copy(update={"data": data})
 
 
-def _with_backbone(config: RSDRun, missing: list[str]) -> RSDRun:
+def _with_backbone(config: Terms, missing: list[str]) -> Terms:
     """Replace a perceptual backbone that is not on this machine by a random one; a dry run downloads nothing."""
-    if "lpips" not in config.terms or config.lpips.backbone is not None:
+    if "lpips" not in config.weights or config.lpips.backbone is not None:
         return config
     known = BACKBONES[config.lpips.net]
     if known.path().is_file():

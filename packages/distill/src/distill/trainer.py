@@ -41,6 +41,8 @@ class Player:
         updates: optimizer steps in one turn.
         scheduler: learning-rate schedule, stepped after each update.
         ema: exponential moving average of the network, updated after each update.
+        before_update: called before the loss is first computed for an update.
+        after_update: called in all processes after an update that was taken, before the average.
     """
 
     name: str
@@ -50,6 +52,8 @@ class Player:
     updates: int = 1
     scheduler: LRScheduler | None = None
     ema: AveragedModel | None = None
+    before_update: Callable[[], None] | None = None
+    after_update: Callable[[], None] | None = None
 
 
 class PlayerLoss(nn.Module):
@@ -145,6 +149,8 @@ class Trainer:
     def _update(self, player: Player) -> Mapping[str, Tensor]:
         optimizer = self._optimizers[player.name]
         optimizer.zero_grad(set_to_none=True)
+        if player.before_update is not None:
+            player.before_update()
         parts, outputs = [], []
         for index in range(self.accumulate):
             part = self._next(index)
@@ -173,6 +179,8 @@ class Trainer:
             return
         if player.scheduler is not None:
             player.scheduler.step()
+        if player.after_update is not None:
+            player.after_update()
         if player.ema is not None:
             player.ema.update_parameters(player.network)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -86,17 +88,32 @@ class Denoiser:
             raise ValueError(
                 f"expected T + 1 = {steps + 1} noise fields, got {noises.shape[0]}; draw one for each state"
             )
-        states = [self.schedule.prior(z_y).sample(noises[steps])]
-        for step in range(steps, 0, -1):
+        z_T = self.schedule.prior(z_y).sample(noises[steps])
+        return tuple(self._states(z_T, z_y, lr, None if deterministic else noises))
+
+    def deterministic_sample(self, z_T: Tensor, z_y: Tensor, lr: Tensor) -> Tensor:
+        """Run the deterministic chain t = T..1 from ``z_T`` and return z_0, (B, C, H, W).
+
+        Args:
+            z_T: start, (B, C, H, W).
+            z_y: scaled latent of the upsampled LR image, (B, C, H, W).
+            lr: LR image, pixels [-1, 1].
+        """
+        return deque(self._states(z_T, z_y, lr, None), maxlen=1).pop()
+
+    def _states(self, z_T: Tensor, z_y: Tensor, lr: Tensor, noises: Tensor | None) -> Iterator[Tensor]:
+        """Yield z_T, z_{T-1}, ..., z_0; without noises by deterministic steps."""
+        z_t = z_T
+        yield z_t
+        for step in range(self.schedule.num_steps, 0, -1):
             t = self.at(step, z_y)
-            z_t = states[-1]
             z_0 = self(z_t, lr, t)
-            if deterministic:
-                states.append(self.schedule.deterministic_step(z_t, z_0, z_y, t))
+            if noises is None:
+                z_t = self.schedule.deterministic_step(z_t, z_0, z_y, t)
             else:
                 # At t = 1 the posterior is the point z_0: its variance is 0 and the noise is not used.
-                states.append(self.schedule.posterior(z_t, z_0, t).sample(noises[step - 1]))
-        return tuple(states)
+                z_t = self.schedule.posterior(z_t, z_0, t).sample(noises[step - 1])
+            yield z_t
 
     @staticmethod
     def at(t: int, like: Tensor) -> Tensor:

@@ -19,10 +19,12 @@ from distill.config.runs import (
 )
 from distill.config.sections import (
     CheckpointConfig,
+    CodebookConfig,
     DataConfig,
     GuardConfig,
     LPIPSConfig,
     OptimizerConfig,
+    PatchGANConfig,
     Section,
     StreamConfig,
     ValidationConfig,
@@ -32,6 +34,7 @@ __all__ = [
     "AnyRun",
     "AutoencoderRun",
     "CheckpointConfig",
+    "CodebookConfig",
     "DataConfig",
     "DistillationRun",
     "FakeModelRun",
@@ -39,6 +42,7 @@ __all__ = [
     "LPIPSConfig",
     "LatentRun",
     "OptimizerConfig",
+    "PatchGANConfig",
     "RSDRun",
     "Run",
     "RunConfig",

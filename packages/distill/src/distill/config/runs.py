@@ -9,10 +9,12 @@ from pydantic import Field, field_validator, model_validator
 
 from distill.config.sections import (
     CheckpointConfig,
+    CodebookConfig,
     DataConfig,
     GuardConfig,
     LPIPSConfig,
     OptimizerConfig,
+    PatchGANConfig,
     Section,
     ValidationConfig,
 )
@@ -51,19 +53,26 @@ class RunConfig(Section):
 class TermsRun(RunConfig):
     """A run whose loss is a sum of weighted terms.
 
-    Subclasses have a field ``terms``, name -> weight. A weight of null leaves a term out.
+    A weight of null leaves a term out.
     """
 
+    terms: Any = Field(description="name -> weight; subclasses say which names there are")
     lpips: LPIPSConfig = LPIPSConfig()
 
-    @field_validator("terms", mode="before", check_fields=False)
+    @property
+    def weights(self) -> Mapping[str, float]:
+        """``terms``, for code that does not know the names."""
+        found: Mapping[str, float] = self.terms
+        return found
+
+    @field_validator("terms", mode="before")
     @classmethod
     def _drop_null(cls, terms: Any) -> Any:
         if not isinstance(terms, Mapping):
             return terms
         return {name: weight for name, weight in terms.items() if weight is not None}
 
-    @field_validator("terms", check_fields=False)
+    @field_validator("terms")
     @classmethod
     def _positive(cls, terms: dict[str, float]) -> dict[str, float]:
         if not terms or any(weight <= 0 for weight in terms.values()):
@@ -71,22 +80,58 @@ class TermsRun(RunConfig):
         return terms
 
 
-class AutoencoderRun(RunConfig):
-    """Train an autoencoder."""
+class AutoencoderRun(TermsRun):
+    """Train an autoencoder, continuous or with a codebook (``model.autoencoder.num_codes``)."""
 
     task: Literal["autoencoder"] = "autoencoder"
     model: ModelConfig
-    sigma: float = Field(default=0.1, ge=0, description="width of the latent posterior")
-    l1_weight: float = Field(default=1.0, ge=0)
-    mse_weight: float = Field(default=1.0, ge=0)
-    colour_weight: float = Field(default=0.5, ge=0)
-    kl_weight: float = Field(default=1e-4, ge=0)
+    terms: dict[Literal["l1", "mse", "colour", "lpips", "kl", "codebook", "commitment", "gan"], float] = Field(
+        default={"l1": 1.0, "mse": 1.0, "colour": 0.5, "kl": 1e-4}, description="weights of the loss terms"
+    )
+    sigma: float | None = Field(
+        default=0.1, ge=0, description="width of the latent posterior; null with a codebook, which has none"
+    )
+    balance_colours: bool = Field(
+        default=True, description="the fresh encoder sees brightness and both colour axes at unit variance"
+    )
+    codebook: CodebookConfig = CodebookConfig()
+    gan: PatchGANConfig = PatchGANConfig()
 
     @model_validator(mode="after")
-    def _continuous(self) -> Self:
-        if self.model.autoencoder.num_codes is not None:
-            raise ValueError("expected model.autoencoder.num_codes=null: this objective trains continuous latents")
+    def _terms_fit_the_latent(self) -> Self:
+        if self.model.autoencoder.num_codes is None:
+            wrong, needed = {"codebook", "commitment"} & set(self.terms), set()
+            if self.sigma is None:
+                raise ValueError("expected a number for sigma with continuous latents, got null; set sigma=0.1")
+        else:
+            by_gradient = self.codebook.update == "gradient"
+            wrong = ({"kl"} if by_gradient else {"kl", "codebook"}) & set(self.terms)
+            needed = ({"codebook"} if by_gradient else set()) - set(self.terms)
+            if self.sigma is not None:
+                raise ValueError("expected sigma=null with a codebook (model.autoencoder.num_codes): no posterior")
+        kind = self._latent_kind()
+        if wrong:
+            names = ", ".join(f"terms.{name}=null" for name in sorted(wrong))
+            raise ValueError(f"expected other terms with {kind}, got {', '.join(sorted(wrong))}; set {names}")
+        if needed:
+            raise ValueError(f"expected the term codebook with {kind}; set terms.codebook=1 or codebook.update=ema")
         return self
+
+    @model_validator(mode="after")
+    def _reconstructs(self) -> Self:
+        if not {"l1", "mse", "colour", "lpips"} & set(self.terms):
+            raise ValueError(f"expected a term of l1, mse, colour, lpips, got {', '.join(self.terms)}; set terms.l1=1")
+        if "gan" in self.terms and self.precision == "fp16":
+            raise ValueError(
+                "expected precision fp32 or bf16 with terms.gan, got fp16: gradients at the last layer are too small "
+                "for it; set precision=bf16"
+            )
+        return self
+
+    def _latent_kind(self) -> str:
+        if self.model.autoencoder.num_codes is None:
+            return "continuous latents (model.autoencoder.num_codes=null)"
+        return f"a codebook and codebook.update={self.codebook.update}"
 
 
 class LatentRun(TermsRun):

@@ -104,3 +104,28 @@ class LPIPSConfig(Section):
     backbone: str | None = Field(
         default=None, description="file of ImageNet weights; null: torchvision's; random: a random backbone, by name"
     )
+
+
+class CodebookConfig(Section):
+    """How the codes of an autoencoder with a codebook learn, and what becomes of codes that nothing uses."""
+
+    update: Literal["gradient", "ema"] = Field(
+        default="gradient", description="gradient: the term codebook moves them; ema: moving averages of what chose them"
+    )
+    decay: float = Field(default=0.99, ge=0, lt=1, description="of the moving averages of usage and codes")
+    smoothing: float = Field(default=1e-5, gt=0, description="Laplace smoothing of the usage, for ema")
+    revive_below: float | None = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="codes used less than this part of the mean move to an encoder output; null: none do",
+    )
+
+
+class PatchGANConfig(Section):
+    """The patch discriminator of the GAN term, and when it joins."""
+
+    start: int = Field(default=0, ge=0, description="updates of the autoencoder before the GAN joins")
+    base_channels: int = Field(default=64, ge=1)
+    layers: int = Field(default=3, ge=1, description="strided convolutions; 3 make patches of 70x70 pixels")
+    norm_groups: int = Field(default=32, ge=1)

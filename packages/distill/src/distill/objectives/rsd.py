@@ -27,7 +27,7 @@ class RSDDraws(NamedTuple):
     Args:
         t_n: (B,) the student's time, one of its N timesteps.
         noise_n: N(0, 1), the noise of z_{t_n}.
-        epsilon: N(0, 1), (B, 1, H, W), the student's own noise.
+        epsilon: N(0, 1), (B, 1, H, W), the student's own noise; None for a student without noise input.
         t: (B,) in 1..T, the time at which teacher and fake are compared.
         noise_t: N(0, 1), the noise of z_t.
         noise_T: N(0, 1), the noise of z_T, from which the one-step output is made.
@@ -35,7 +35,7 @@ class RSDDraws(NamedTuple):
 
     t_n: Tensor
     noise_n: Tensor
-    epsilon: Tensor
+    epsilon: Tensor | None
     t: Tensor
     noise_t: Tensor
     noise_T: Tensor
@@ -46,6 +46,13 @@ class StudentSample(NamedTuple):
 
     z_0_hat: Tensor
     z_t: Tensor
+
+
+class Predictions(NamedTuple):
+    """Predictions of z_0 by the teacher (f*) and by the fake model (f_phi), (B, C, H, W)."""
+
+    teacher: Tensor
+    fake: Tensor
 
 
 def draw(
@@ -64,14 +71,14 @@ def draw(
         timesteps: the student's N timesteps t_1 < ... < t_N = T.
         latents: batch, for its shape.
         noise: where the numbers come from.
-        noise_channels: of the student.
+        noise_channels: of the student; 0: it takes no noise.
     """
     shape = latents.z_0.shape[1:]
     choice = noise.integers(0, len(timesteps) - 1)
     return RSDDraws(
         t_n=torch.tensor(timesteps, dtype=torch.int64, device=choice.device)[choice],
         noise_n=noise.normal(shape),
-        epsilon=noise.normal((noise_channels, *shape[1:])),
+        epsilon=noise.normal((noise_channels, *shape[1:])) if noise_channels else None,
         t=noise.integers(1, schedule.num_steps),
         noise_t=noise.normal(shape),
         noise_T=noise.normal(shape),
@@ -85,9 +92,25 @@ def sample_student(student: Predictor, latents: Latents, draws: RSDDraws) -> Stu
     """
     schedule = student.schedule
     z_tn = schedule.marginal(latents.z_0, latents.z_y, draws.t_n).sample(draws.noise_n)
-    z_0_hat = widen(student(z_tn, latents.lr, draws.t_n, draws.epsilon))
-    z_t = schedule.marginal(z_0_hat, latents.z_y, draws.t).sample(draws.noise_t)
-    return StudentSample(z_0_hat, z_t)
+    return noised(schedule, widen(student(z_tn, latents.lr, draws.t_n, draws.epsilon)), latents, draws)
+
+
+def one_step_output(student: Predictor, latents: Latents, draws: RSDDraws) -> Tensor:
+    """Output of one-step inference, (B, C, H, W): the student at T on the prior around z_y.
+
+    With the same epsilon as at t_n, as Algorithm 1 has it (lines 42-44).
+    """
+    z_T = student.schedule.prior(latents.z_y).sample(draws.noise_T)
+    t = torch.full_like(draws.t, student.schedule.num_steps)
+    return widen(student(z_T, latents.lr, t, draws.epsilon))
+
+
+def noised(schedule: ResShiftSchedule, z_0_hat: Tensor, latents: Latents, draws: RSDDraws) -> StudentSample:
+    """Noise the student's output to t.
+
+    Source: RSD Eq. 20
+    """
+    return StudentSample(z_0_hat, schedule.marginal(z_0_hat, latents.z_y, draws.t).sample(draws.noise_t))
 
 
 @dataclass(frozen=True)
@@ -133,14 +156,8 @@ class StudentPass:
 
     @cached_property
     def one_step(self) -> Tensor:
-        """Output of one-step inference, (B, C, H, W): the student at T on the prior around z_y.
-
-        The same epsilon as at t_n, as Algorithm 1 has it (lines 42-44).
-        """
-        schedule = self.student.schedule
-        z_T = schedule.prior(self.latents.z_y).sample(self.draws.noise_T)
-        t = torch.full_like(self.draws.t, schedule.num_steps)
-        return widen(self.student(z_T, self.latents.lr, t, self.draws.epsilon))
+        """Output of one-step inference, (B, C, H, W)."""
+        return one_step_output(self.student, self.latents, self.draws)
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -175,9 +192,8 @@ class Distillation:
 
     def __call__(self, step: StudentPass) -> TermValue:
         """Return the loss of Eq. 7 for each sample."""
-        sample, lr, t = step.sample, step.latents.lr, step.draws.t
-        f_teacher = widen(step.teacher(sample.z_t, lr, t))
-        f_fake = widen(step.fake(sample.z_t, lr, t))
+        sample, t = step.sample, step.draws.t
+        f_teacher, f_fake = self.predict(step)
         values: Tensor = rsd_objective(f_teacher, f_fake, sample.z_0_hat)
         scale = distillation_normalizer(f_teacher.detach(), sample.z_0_hat.detach())
         if self.normalize:
@@ -189,6 +205,11 @@ class Distillation:
                 "fake_lag": _mse(f_fake, sample.z_0_hat) / _mse(f_teacher, sample.z_0_hat),
             }
         return TermValue(values, metrics, t)
+
+    def predict(self, step: StudentPass) -> Predictions:
+        """Return what teacher and fake model predict of the noisy output, differentiable in it."""
+        z_t, lr, t = step.sample.z_t, step.latents.lr, step.draws.t
+        return Predictions(widen(step.teacher(z_t, lr, t)), widen(step.fake(z_t, lr, t)))
 
 
 def _mse(prediction: Tensor, target: Tensor) -> Tensor:

@@ -9,13 +9,19 @@ from distill.presets import paper, tiny
 
 PRESETS: dict[str, dict[str, Callable[[], AnyRun]]] = {
     "autoencoder": {"tiny": tiny.autoencoder},
-    "teacher": {"tiny": tiny.teacher, "x4": paper.teacher},
+    "teacher": {"tiny": tiny.teacher, "x4": paper.teacher, "x4-lpips": paper.teacher_lpips},
     "rsd": {
         "tiny": tiny.rsd,
         "rsd-paper": paper.rsd_paper,
         "rsd-24gb": paper.rsd_24gb,
         "rsd-512": paper.rsd_512,
         "rsd-distill-only": paper.rsd_distill_only,
+    },
+    "vsd": {"tiny": tiny.vsd, "vsd-paper": paper.vsd_paper},
+    "sinsr": {
+        "tiny": tiny.sinsr,
+        "sinsr-paper": paper.sinsr_paper,
+        "sinsr-distill-only": paper.sinsr_distill_only,
     },
 }
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from distill.config import (
     AutoencoderRun,
     CheckpointConfig,
     DataConfig,
     OptimizerConfig,
     RSDRun,
+    SinSRRun,
     TeacherRun,
     ValidationConfig,
+    VSDRun,
 )
 from sr_models.presets import tiny
 
@@ -53,22 +57,36 @@ def teacher() -> TeacherRun:
     )
 
 
-def rsd() -> RSDRun:
-    """Return the run behind ``sr-distill train rsd``: minutes on two CPU cores.
+def conditions() -> dict[str, Any]:
+    """Return what the distillations have in common: minutes on two CPU cores.
 
     The published optimisation (Appendix C) with fewer and smaller batches; the learning rate is higher and the average
     shorter because the run has a twentieth of the paper's updates.
     """
-    return RSDRun(
-        preset="tiny",
-        steps=150,
-        batch_size=8,
-        log_every=1,
-        ema_decay=0.98,
-        save_dtype="float16",
-        optimizer=OptimizerConfig(lr=1e-4),
-        data=DataConfig(hr_size=64),
-        validation=VALIDATION,
-        checkpoint=CheckpointConfig(every=50, keep=1),
-        teacher="tiny-teacher",
-    )
+    return {
+        "preset": "tiny",
+        "batch_size": 8,
+        "log_every": 1,
+        "ema_decay": 0.98,
+        "save_dtype": "float16",
+        "optimizer": OptimizerConfig(lr=1e-4),
+        "data": DataConfig(hr_size=64),
+        "validation": VALIDATION,
+        "checkpoint": CheckpointConfig(every=50, keep=1),
+        "teacher": "tiny-teacher",
+    }
+
+
+def rsd() -> RSDRun:
+    """Return the run behind ``sr-distill train rsd``: minutes on two CPU cores."""
+    return RSDRun(steps=150, **conditions())
+
+
+def vsd() -> VSDRun:
+    """Return ResShift-VSD for the small models: minutes on two CPU cores."""
+    return VSDRun(steps=150, **conditions())
+
+
+def sinsr() -> SinSRRun:
+    """Return SinSR for the small models: minutes on two CPU cores."""
+    return SinSRRun(steps=300, **conditions())

@@ -1,4 +1,4 @@
-"""From a configuration to a run that can be trained, measured and saved: one builder per task.
+"""From a configuration to a run that can be trained, measured and saved: one builder per family.
 
 This is where the pieces meet: data, networks, objective and players. The trainer knows none of them by name.
 """
@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 
-from distill.config import AnyRun, AutoencoderRun, RSDRun, TeacherRun
+from distill.config import AnyRun, AutoencoderRun, DistillationRun, FakeModelRun, SinSRRun, TeacherRun
 from distill.ranks import make_accelerator
 from distill.tasks.autoencoder import autoencoder_task
 from distill.tasks.common import Task
-from distill.tasks.rsd import rsd_task
+from distill.tasks.fake_model import fake_model_task
+from distill.tasks.sinsr import sinsr_task
 from distill.tasks.teacher import teacher_task
+from sr_models import SRModel
 
-__all__ = ["Task", "build_task"]
+__all__ = ["Task", "build_distillation", "build_task"]
 
 
 def build_task(config: AnyRun, accelerator: Accelerator | None = None) -> Task:
@@ -25,5 +27,22 @@ def build_task(config: AnyRun, accelerator: Accelerator | None = None) -> Task:
             return autoencoder_task(config, accelerator)
         case TeacherRun():
             return teacher_task(config, accelerator)
-        case RSDRun():
-            return rsd_task(config, accelerator)
+        case _:
+            return build_distillation(config, accelerator)
+
+
+def build_distillation(config: DistillationRun, accelerator: Accelerator, model: SRModel | None = None) -> Task:
+    """Build a distillation from the teacher that its configuration names, or from another one.
+
+    Args:
+        config: of the run.
+        accelerator: of this process.
+        model: the teacher; None: the one that the configuration names.
+    """
+    match config:
+        case FakeModelRun():
+            return fake_model_task(config, accelerator, model)
+        case SinSRRun():
+            return sinsr_task(config, accelerator, model)
+        case _:
+            raise TypeError(f"expected the configuration of a distillation, got {type(config).__name__}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -14,18 +15,26 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from distill.config import OptimizerConfig, RunConfig
+from distill.config import LatentRun, OptimizerConfig, RunConfig, TermsRun
 from distill.data import TrainingData
 from distill.evaluation import Evaluation, measure
 from distill.guards import NonFiniteGuard
 from distill.noise import SampleNoise
-from distill.objectives.output import Latents, ObjectiveOutput
+from distill.objectives import terms
+from distill.objectives.output import Latents, ObjectiveOutput, TermValue, WeightedTerm
+from distill.perceptual import Perceptual, load_lpips
 from distill.trainer import Player, Trainer
+from sr_data.datasets import make_generator
 from sr_models import SRModel, SuperResolver, SwinUNet, VQAutoencoder
 from sr_models.restorer import upsample
 
 Network = TypeVar("Network", bound=nn.Module)
+Pass = TypeVar("Pass")
 Save = Callable[[Path, Mapping[str, Any]], None]
+
+
+BACKBONE_STREAM = 4 << 32
+"""Added to the run's seed for the weights of a random LPIPS backbone."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,48 @@ def in_dtype_of(autoencoder: VQAutoencoder) -> AbstractContextManager[Any]:
     if weight.dtype == torch.float32:
         return nullcontext()
     return torch.autocast(weight.device.type, enabled=False)
+
+
+def load_perceptual(config: TermsRun, device: torch.device) -> Perceptual | None:
+    """The LPIPS network, if the run has that term."""
+    if "lpips" not in config.weights:
+        return None
+    generator = make_generator(config.seed + BACKBONE_STREAM, 0)
+    perceptual = load_lpips(config.lpips.net, config.lpips.backbone, generator)
+    place(perceptual.network, device)
+    return perceptual
+
+
+def weighted_terms(
+    weights: Mapping[str, float], known: Mapping[str, Callable[[Pass], TermValue]]
+) -> list[WeightedTerm[Pass]]:
+    """The terms that the configuration weighs, in the order of ``known``."""
+    return [WeightedTerm(name, weights[name], term) for name, term in known.items() if name in weights]
+
+
+def one_step_terms(perceptual: Perceptual | None) -> dict[str, Callable[[terms.OneStepPass], TermValue]]:
+    """Terms on the one-step output that any objective may add, by name."""
+    known: dict[str, Callable[[terms.OneStepPass], TermValue]] = {}
+    if perceptual is not None:
+        known["lpips"] = terms.LPIPS(perceptual.network)
+    return {**known, "latent_mse": terms.latent_mse, "pixel_mse": terms.pixel_mse}
+
+
+def working_copy(autoencoder: VQAutoencoder, config: LatentRun) -> VQAutoencoder:
+    """The autoencoder that training computes with: in the dtype that was asked for, memory-saving decoder."""
+    working = autoencoder
+    if config.autoencoder_dtype is not None:
+        working = copy.deepcopy(autoencoder).to(getattr(torch, config.autoencoder_dtype))
+    # Its parameters are frozen, so what a block keeps serves the gradient of its input alone; the inputs of the blocks
+    # are enough to get it again.
+    working.decoder.checkpointing = True
+    return working
+
+
+def decode(autoencoder: VQAutoencoder, z: Tensor) -> Tensor:
+    """Scaled latent to pixels in the autoencoder's dtype, differentiable in ``z``."""
+    with in_dtype_of(autoencoder):
+        return autoencoder.decode(z.to(next(autoencoder.parameters()).dtype))
 
 
 def latents_of(autoencoder: VQAutoencoder, lr: Tensor, hr: Tensor, scale: int) -> Latents:

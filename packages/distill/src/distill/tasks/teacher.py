@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,22 @@ from distill.data import open_pairs, validation_pairs
 from distill.evaluation import Evaluation, bicubic
 from distill.noise import SampleNoise
 from distill.objectives import resshift
-from distill.objectives.output import Latents, ObjectiveOutput
+from distill.objectives.output import Latents, ObjectiveOutput, WeightedTerm, weighted_sum
 from distill.tasks.common import (
     Task,
     averaged,
     compare,
+    decode,
     latents_of,
+    load_perceptual,
     make_player,
     make_trainer,
+    one_step_terms,
     place,
     restore,
     set_up,
+    weighted_terms,
+    working_copy,
 )
 from sr_models import Denoiser, SRModel, SwinUNet
 from sr_models.store import load_autoencoder, save_model
@@ -43,8 +49,15 @@ def teacher_task(config: TeacherRun, accelerator: Accelerator) -> Task:
     torch.manual_seed(config.seed)
     denoiser = Denoiser(set_up(place(SwinUNet(model.unet), device), config), model.schedule.build())
 
+    working = working_copy(autoencoder, config)
+    perceptual = load_perceptual(config, device)
+    weights = resshift.kl_weights(denoiser.schedule) if config.weighting == "kl" else None
+    known: Mapping[str, Any] = {"z_0": resshift.Denoising(weights), **one_step_terms(perceptual)}
+    terms: list[WeightedTerm[resshift.TeacherPass]] = weighted_terms(config.weights, known)
+
     def loss(latents: Latents, noise: SampleNoise) -> ObjectiveOutput:
-        return resshift.teacher_loss(denoiser, latents, resshift.draw(denoiser.schedule, latents, noise))
+        draws = resshift.draw(denoiser.schedule, latents, noise)
+        return weighted_sum(resshift.TeacherPass(denoiser, latents, draws, partial(decode, working)), terms)
 
     player = make_player("teacher", denoiser.network, config, loss)
 
@@ -67,7 +80,7 @@ def teacher_task(config: TeacherRun, accelerator: Accelerator) -> Task:
         save_model(current(), folder, dtype=getattr(torch, config.save_dtype), about=about)
 
     def prepare(batch: Any, indexes: range) -> Latents:
-        return latents_of(autoencoder, *data.pairs(batch, indexes), model.scale)
+        return latents_of(working, *data.pairs(batch, indexes), model.scale)
 
     trainer = make_trainer([player], data, prepare, config, accelerator, steps)
-    return Task(trainer, evaluate, save)
+    return Task(trainer, evaluate, save, {"lpips": perceptual.description} if perceptual else {})
