@@ -1,4 +1,4 @@
-"""The objectives have the values and gradients that the paper's propositions claim, in closed form."""
+"""Weights and objectives have the values of their formulas; test_analytic proves the paper's propositions on them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resshift_core import (
+    Gaussian,
     ResShiftSchedule,
     distillation_normalizer,
     fake_objective,
@@ -18,6 +19,7 @@ from resshift_core import (
     kl_weights,
     path_kl,
     rsd_objective,
+    vsd_weights,
 )
 
 T = torch.float64
@@ -51,70 +53,39 @@ def test_kl_weights_are_infinite_where_the_posterior_is_a_point(num_steps: int) 
     assert np.isfinite(weights[2:]).all()
 
 
+@pytest.mark.parametrize("num_steps", [2, 15])
+def test_clipped_kl_weights_give_the_first_step_the_variance_of_the_second(num_steps: int) -> None:
+    schedule = ResShiftSchedule.exponential(num_steps)
+    x_t, one, other = np.random.default_rng(0).normal(size=(3, 1, 4))
+    variance = schedule.posterior(x_t, one, 2).variance
+    laws = (Gaussian(schedule.posterior(x_t, f, 1).mean, variance) for f in (one, other))
+    weights = schedule.kl_weights(clipped=True)
+    np.testing.assert_allclose(weights[1] * ((one - other) ** 2).sum(), kl_divergence(*laws), rtol=1e-12)
+    np.testing.assert_array_equal(weights[2:], schedule.kl_weights()[2:])
+    np.testing.assert_array_equal(weights, kl_weights(schedule, clipped=True))
+    assert np.isinf(weights[0])
+
+
+def test_clipped_kl_weights_need_two_steps() -> None:
+    with pytest.raises(ValueError, match="at least 2 steps"):
+        kl_weights(ResShiftSchedule.exponential(1), clipped=True)
+
+
+def test_vsd_weights_scale_predictions_to_scores_and_back_to_images() -> None:
+    schedule = ResShiftSchedule.exponential(4, sqrt_eta_end=1.0)
+    weights, etas = schedule.vsd_weights(), schedule.etas[1:]
+    assert weights.shape == (5,)
+    assert weights.dtype == np.float64
+    assert np.isinf(weights[0])
+    assert weights[-1] == 0
+    np.testing.assert_array_equal(weights, vsd_weights(schedule))
+    np.testing.assert_allclose(weights[1:], (1 - etas) ** 2 / (4 * etas), rtol=1e-12)
+
+
 def test_path_kl_refuses_the_first_time() -> None:
     x = np.zeros((2, 3))
     with pytest.raises(ValueError, match=r"t in 2\.\.15, got 1"):
         path_kl(ResShiftSchedule.exponential(), x, x, 1)
-
-
-class _GaussianProblem:
-    """A student x_0_hat = m + s z in one dimension, noised to x_t, and a linear teacher f* = a x_t + b.
-
-    Everything is Gaussian, so that the ideal fake model is linear and known, f_phi = g x_t + c.
-    """
-
-    def __init__(self, m: torch.Tensor) -> None:
-        schedule, t, y_0 = ResShiftSchedule.exponential(), 9, 0.4
-        eta, self.m, self.s = float(schedule.etas[t]), m, 0.7
-        self.a, self.b = 0.3, -0.2
-        self.variance = (1 - eta) ** 2 * self.s**2 + schedule.kappa**2 * eta
-        self.mean = (1 - eta) * m + eta * y_0
-        self.g = self.s**2 * (1 - eta) / self.variance
-        self.c = m - self.g * self.mean
-        # Gauss-Hermite quadrature with 5 nodes is exact for the polynomials of degree 2 here.
-        nodes, weights = np.polynomial.hermite_e.hermegauss(5)
-        z, noise = (torch.tensor(v.ravel(), dtype=T) for v in np.meshgrid(nodes, nodes))
-        self.probability = torch.tensor(np.outer(weights, weights).ravel() / (2 * math.pi), dtype=T)
-        self.x_0_hat = (m + self.s * z)[:, None]
-        self.x_t = schedule.marginal(self.x_0_hat, torch.full_like(self.x_0_hat, y_0), t).sample(noise[:, None])
-        self.f_teacher = self.a * self.x_t + self.b
-
-    def expected(self, per_sample: torch.Tensor) -> torch.Tensor:
-        return (self.probability * per_sample).sum()
-
-    def closed_form(self) -> torch.Tensor:
-        """E ||f_phi - f*||^2 with the ideal fake model."""
-        slope, offset = self.g - self.a, self.c - self.b
-        return slope**2 * self.variance + (slope * self.mean + offset) ** 2
-
-
-def test_rsd_objective_has_the_value_of_eq_6_at_the_ideal_fake_model() -> None:
-    problem = _GaussianProblem(torch.tensor(1.3, dtype=T))
-    f_fake = problem.g * problem.x_t + problem.c
-    expected = problem.expected(((f_fake - problem.f_teacher) ** 2)[:, 0])
-    actual = problem.expected(rsd_objective(problem.f_teacher, f_fake, problem.x_0_hat))
-    assert problem.closed_form().item() > 0.1
-    assert expected.item() == pytest.approx(problem.closed_form().item(), rel=1e-12)
-    assert actual.item() == pytest.approx(problem.closed_form().item(), rel=1e-12)
-
-
-@pytest.mark.parametrize(("slope", "offset"), [(0.1, 0.0), (-0.1, 0.0), (0.0, 0.2), (0.0, -0.2)])
-def test_rsd_objective_is_largest_at_the_ideal_fake_model(slope: float, offset: float) -> None:
-    problem = _GaussianProblem(torch.tensor(1.3, dtype=T))
-    f_fake = (problem.g + slope) * problem.x_t + problem.c + offset
-    loss = problem.expected(rsd_objective(problem.f_teacher, f_fake, problem.x_0_hat))
-    assert loss < problem.closed_form() - 1e-3
-
-
-def test_rsd_objective_has_the_gradient_of_eq_6_with_the_fake_model_held_fixed() -> None:
-    m = torch.tensor(1.3, dtype=T, requires_grad=True)
-    problem = _GaussianProblem(m)
-    f_fake = problem.g * problem.x_t + problem.c.detach()  # fixed parameters, moving input
-    loss = problem.expected(rsd_objective(problem.f_teacher, f_fake, problem.x_0_hat))
-    (actual,) = torch.autograd.grad(loss, m, retain_graph=True)
-    (expected,) = torch.autograd.grad(problem.closed_form(), m)
-    assert abs(expected.item()) > 0.1
-    assert actual.item() == pytest.approx(expected.item(), rel=1e-10)
 
 
 def test_detached_predictions_leave_the_gradient_of_vsd() -> None:

@@ -6,6 +6,7 @@ from resshift_core.divergence import (
     kl_weights,
     path_kl,
     rsd_objective,
+    vsd_weights,
 )
 from resshift_core.gaussian import Gaussian, kl_divergence
 from resshift_core.schedule import ResShiftSchedule, student_timesteps
@@ -36,4 +37,5 @@ __all__ = [
     "scale_input",
     "student_timesteps",
     "time_index",
+    "vsd_weights",
 ]

@@ -19,21 +19,52 @@ if TYPE_CHECKING:
     from resshift_core.schedule import ResShiftSchedule
 
 
-def kl_weights(schedule: ResShiftSchedule) -> NDArray[np.float64]:
+def kl_weights(schedule: ResShiftSchedule, *, clipped: bool = False) -> NDArray[np.float64]:
     """Return w_t = alpha_t / (2 kappa^2 eta_t eta_{t-1}), which makes a squared error of x_0 a KL divergence.
+
+    It is (alpha_t / eta_t)^2 / (2 s_t), where s_t is the variance of the posterior, 0 at t=1.
 
     Args:
         schedule: etas and kappa.
+        clipped: give t=1 the posterior variance of t=2, as DDPM does: w_1 = 1 / (2 s_2), finite.
 
     Returns:
-        float64 (T+1,) indexed by t. Entries 0 and 1 are inf: at t=1 the posterior is a point, so the sum of
-        RSD Eq. 18 starts at t=2. Published training uses w_t = 1.
+        float64 (T+1,) indexed by t. Entry 0 is inf, and entry 1 unless clipped: there the posterior is a point,
+        so the sum of RSD Eq. 18 starts at t=2. Published training uses w_t = 1.
+
+    Raises:
+        ValueError: when clipped and T=1, where no posterior has a variance.
 
     Source: RSD Eq. 27
     """
     weights = np.full_like(schedule.etas, np.inf)
     previous, etas = schedule.etas[1:-1], schedule.etas[2:]
     weights[2:] = schedule.alphas[2:] / (2 * schedule.kappa**2 * etas * previous)
+    if clipped:
+        if schedule.num_steps == 1:
+            raise ValueError("expected at least 2 steps for clipped weights, got 1; use unit weights at T=1")
+        variance_2 = schedule.kappa**2 * schedule.etas[1] / schedule.etas[2] * schedule.alphas[2]
+        weights[1] = 1 / (2 * variance_2)
+    return weights
+
+
+def vsd_weights(schedule: ResShiftSchedule) -> NDArray[np.float64]:
+    """Return w''_t / w_t = (1 - eta_t)^2 / (kappa^2 eta_t), which makes a difference of predictions the VSD gradient.
+
+    The gradient of D_KL(p(x_t | y_0) || p*(x_t | y_0)) is this times E <f_phi - f*, d x_0_hat / d theta>.
+    One factor (1 - eta_t) / (kappa^2 eta_t) turns predictions of x_0 into scores, the other is d x_t / d x_0_hat.
+
+    Args:
+        schedule: etas and kappa.
+
+    Returns:
+        float64 (T+1,) indexed by t. Entry 0 is inf.
+
+    Source: RSD Eq. 17
+    """
+    weights = np.full_like(schedule.etas, np.inf)
+    etas = schedule.etas[1:]
+    weights[1:] = (1 - etas) ** 2 / (schedule.kappa**2 * etas)
     return weights
 
 

@@ -145,9 +145,13 @@ class ResShiftSchedule:
         """Return t - 1, the 0-based time of the published networks; t in 1..T."""
         return transitions.time_index(self, t)
 
-    def kl_weights(self) -> NDArray[np.float64]:
-        """Return w_t [RSD Eq. 27] at index t, float64 (T+1,), inf at index 0 and 1."""
-        return divergence.kl_weights(self)
+    def kl_weights(self, *, clipped: bool = False) -> NDArray[np.float64]:
+        """Return w_t [RSD Eq. 27] at index t, float64 (T+1,), inf at index 0, and at index 1 unless clipped."""
+        return divergence.kl_weights(self, clipped=clipped)
+
+    def vsd_weights(self) -> NDArray[np.float64]:
+        """Return w''_t / w_t [RSD Eq. 17] at index t, float64 (T+1,), inf at index 0."""
+        return divergence.vsd_weights(self)
 
 
 def student_timesteps(num_steps: int, count: int) -> tuple[int, ...]:
