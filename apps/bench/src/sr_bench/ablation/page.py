@@ -1,0 +1,126 @@
+"""The results of an ablation as Markdown tables and as a figure."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sr_bench.ablation.costs import Cost
+from sr_bench.ablation.jobs import Figures
+from sr_bench.ablation.tables import Ablation, Table
+
+GENERATED = ("PSNR-Y", "SSIM-Y", "sharpness")
+PANELS = (("PSNR-Y", "photographs"), ("SSIM-Y", "photographs"), ("PIQE", "photographs"), ("sharpness", "generated"))
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything that an ablation measured.
+
+    Args:
+        runs: key of a row -> its results, one for each seed.
+        costs: key of a row -> cost of one step.
+        references: method that is not trained here -> its figures.
+        command: how it was made.
+    """
+
+    runs: Mapping[str, Sequence[Mapping[str, Any]]]
+    costs: Mapping[str, Cost]
+    references: Mapping[str, Figures]
+    command: str
+
+
+def write_page(ablation: Ablation, results: Results) -> str:
+    """All tables: mean and standard deviation over the seeds, the paper's figures beside them."""
+    runs = [run for found in results.runs.values() for run in found]
+    lines = [
+        f"`{results.command}`",
+        "",
+        f"Measured on {runs[0]['measured_on']}; ± is the standard deviation over seeds.",
+    ]
+    notes = sorted({note for run in runs for note in run["notes"].values()})
+    lines += [f"Perceptual loss: {note}." for note in notes]
+    for table in ablation.tables:
+        lines += ["", f"## {table.title}", "", *_table(table, results)]
+    if ablation.points > 1:
+        lines += ["", "![quality against training cost](figure.png)"]
+    return "\n".join(lines) + "\n"
+
+
+def _table(table: Table, results: Results) -> list[str]:
+    columns = _columns(results)
+    titles = ["", "updates", "evaluations", "TFLOP", *(f"{name} ({where})" for where, name in columns)]
+    titles += [f"paper: {name}" for name in table.columns]
+    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
+    for name, figures in results.references.items():
+        values = [_one(figures, where, metric) for where, metric in columns]
+        published = table.teacher if name.startswith("teacher") and "1 step" not in name else ()
+        rest = published or ("",) * len(table.columns)
+        lines.append("| " + " | ".join([name, "", "", "", *values, *rest]) + " |")
+    for variant in table.variants:
+        runs, cost = results.runs[variant.key], results.costs[variant.key]
+        steps = runs[0]["steps"]
+        spent = [str(steps), f"{steps * cost['evaluations']:,}", f"{steps * cost['flops'] / 1e12:.1f}"]
+        last = [run["curve"][-1] for run in runs]
+        values = [_mean_and_spread([point[where][metric] for point in last]) for where, metric in columns]
+        lines.append("| " + " | ".join([variant.name, *spent, *values, *variant.published]) + " |")
+    return lines
+
+
+def _columns(results: Results) -> list[tuple[str, str]]:
+    first = next(iter(results.runs.values()))[0]["curve"][-1]
+    return [("generated", name) for name in GENERATED] + [("photographs", name) for name in first["photographs"]]
+
+
+def _one(figures: Mapping[str, Any], where: str, metric: str) -> str:
+    value = figures[where].get(metric)
+    return "" if value is None else f"{value:.{_digits(value)}f}"
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    """Mean and sample standard deviation."""
+    mean = statistics.fmean(values)
+    digits = _digits(mean)
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def _digits(value: float) -> int:
+    return 2 if abs(value) >= 10 else 4
+
+
+def draw_figure(path: Path, ablation: Ablation, results: Results) -> None:
+    """Quality against training cost: mean of the seeds and their range, one line for each row of the first table."""
+    from matplotlib.figure import Figure
+
+    photographs = bool(next(iter(results.references.values()))["photographs"])
+    panels = [panel for panel in PANELS if photographs or panel[1] == "generated"]
+    figure = Figure(figsize=(6 * min(2, len(panels)), 4.2 * -(-len(panels) // 2)), layout="constrained")
+    for index, (metric, where) in enumerate(panels):
+        axes = figure.add_subplot(-(-len(panels) // 2), min(2, len(panels)), index + 1)
+        for variant in ablation.tables[0].variants:
+            _line(axes, variant.name, results.runs[variant.key], results.costs[variant.key], (where, metric))
+        for (name, figures), style in zip(results.references.items(), (":", "--", "-."), strict=False):
+            if metric in figures[where]:  # type: ignore[literal-required]
+                axes.axhline(figures[where][metric], color="grey", linestyle=style, label=name)  # type: ignore[literal-required]
+        axes.set_title(f"{metric} ({where})")
+        axes.set_xlabel("training cost in TFLOP, forward and backward")
+        axes.grid(alpha=0.3)
+        if index == 0:
+            axes.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def _line(axes: Any, name: str, runs: Sequence[Mapping[str, Any]], cost: Cost, what: tuple[str, str]) -> None:
+    where, metric = what
+    steps = [point["step"] for point in runs[0]["curve"]]
+    values = [[run["curve"][index][where][metric] for run in runs] for index in range(len(steps))]
+    spent = [step * cost["flops"] / 1e12 for step in steps]
+    (line,) = axes.plot(spent, [statistics.fmean(found) for found in values], marker=".", label=name)
+    axes.fill_between(
+        spent, [min(found) for found in values], [max(found) for found in values], color=line.get_color(), alpha=0.15
+    )
