@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from distill.config import AutoencoderRun, DataConfig, RSDRun, TeacherRun, ValidationConfig
+from distill.config import (
+    AutoencoderRun,
+    CodebookConfig,
+    DataConfig,
+    PatchGANConfig,
+    RSDRun,
+    SinSRRun,
+    TeacherRun,
+    ValidationConfig,
+    VSDRun,
+)
 from sr_models import AutoencoderConfig, ModelConfig, ScheduleConfig, SRModel, SwinUNet, SwinUNetConfig, VQAutoencoder
 from sr_models.store import save_autoencoder, save_model
 from sr_models.student import make_student
@@ -83,6 +93,20 @@ def autoencoder_run() -> AutoencoderRun:
 
 
 @pytest.fixture
+def vq_run() -> AutoencoderRun:
+    """With a codebook that takes averages, and a discriminator."""
+    autoencoder = MODEL.autoencoder.model_copy(update={"num_codes": 16, "latent_scale": 1.0})
+    return AutoencoderRun(
+        model=MODEL.model_copy(update={"autoencoder": autoencoder}),
+        sigma=None,
+        terms={"l1": 1.0, "mse": 1.0, "commitment": 0.25, "gan": 0.5},
+        codebook=CodebookConfig(update="ema", decay=0.9),
+        gan=PatchGANConfig(base_channels=4, layers=2, norm_groups=4),
+        **COMMON,
+    )
+
+
+@pytest.fixture
 def teacher_run(models: Path) -> TeacherRun:
     # The scale of the latents is the given autoencoder's, as the configuration cannot know it.
     autoencoder = MODEL.autoencoder.model_copy(update={"latent_scale": 1.0})
@@ -93,3 +117,13 @@ def teacher_run(models: Path) -> TeacherRun:
 @pytest.fixture
 def rsd_run(models: Path) -> RSDRun:
     return RSDRun(teacher=str(models / "teacher"), student_timesteps=2, fake_updates=2, **COMMON)
+
+
+@pytest.fixture
+def vsd_run(models: Path) -> VSDRun:
+    return VSDRun(teacher=str(models / "teacher"), fake_updates=2, **COMMON)
+
+
+@pytest.fixture
+def sinsr_run(models: Path) -> SinSRRun:
+    return SinSRRun(teacher=str(models / "teacher"), **COMMON)

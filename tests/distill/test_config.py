@@ -143,9 +143,31 @@ def test_folders_belong_to_their_source(data: dict[str, str], message: str) -> N
         resolve(RSD, [{"data": data}])
 
 
-def test_a_quantized_autoencoder_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"expected model\.autoencoder\.num_codes=null"):
-        resolve(preset("autoencoder", "tiny"), [parse_assignment("model.autoencoder.num_codes=16")])
+CODES = ("model.autoencoder.num_codes=16", "sigma=null", "terms.kl=null")
+
+
+@pytest.mark.parametrize(
+    ("assignments", "message"),
+    [
+        (CODES[:1], "expected sigma=null with a codebook"),
+        (CODES[:2], r"with a codebook and codebook.update=gradient, got kl; set terms\.kl=null"),
+        (CODES, r"expected the term codebook .*; set terms\.codebook=1 or codebook\.update=ema"),
+        ((*CODES, "codebook.update=ema", "terms.codebook=1"), r"codebook.update=ema, got codebook; set terms\.code"),
+        (("terms.commitment=1", "terms.codebook=1"), r"continuous latents .*, got codebook, commitment; set terms\.c"),
+        (("sigma=null",), r"expected a number for sigma with continuous latents, got null; set sigma=0\.1"),
+        (("terms.l1=null", "terms.mse=null", "terms.colour=null"), "expected a term of l1, mse, colour, lpips, got kl"),
+        (("terms.gan=1", "precision=fp16"), r"expected precision fp32 or bf16 with terms\.gan, got fp16"),
+    ],
+)
+def test_terms_that_do_not_belong_to_a_latent_are_refused(assignments: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message) as caught:
+        resolve(preset("autoencoder", "tiny"), [parse_assignment(text) for text in assignments])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_continuous_autoencoder_can_be_turned_into_one_with_codes() -> None:
+    resolve(preset("autoencoder", "tiny"), [parse_assignment(text) for text in (*CODES, "terms.codebook=1")])
+    resolve(preset("autoencoder", "tiny"), [parse_assignment(text) for text in (*CODES, "codebook.update=ema")])
 
 
 @pytest.mark.parametrize(

@@ -262,14 +262,15 @@ class LinearAutoencoder:
 def test_autoencoder_loss_is_reconstruction_and_divergence_in_unscaled_latents() -> None:
     rng = np.random.default_rng(0)
     images, noise = rng.uniform(-1, 1, (4, 3, 4, 6)), rng.normal(size=(4, 3, 4, 6))
-    weights = autoencoder.Weights(l1=0.7, mse=1.3, colour=0.4, kl=0.2)
-    output = autoencoder.autoencoder_loss(
+    step = autoencoder.ContinuousPass(
         LinearAutoencoder(),  # type: ignore[arg-type]
         torch.from_numpy(images),
         torch.from_numpy(noise),
         sigma=0.1,
-        weights=weights,
     )
+    terms = [("l1", 0.7, autoencoder.l1), ("mse", 1.3, autoencoder.mse), ("colour", 0.4, autoencoder.colour)]
+    weighted = [WeightedTerm(*term) for term in (*terms, ("kl", 0.2, autoencoder.kl))]
+    output = weighted_sum(step, weighted)
     error = np.array([3, 2, 2])[:, None, None] * (0.5 * images + 0.1 * noise) - images
     l1, mse = np.abs(error).mean((1, 2, 3)), np.square(error).mean((1, 2, 3))
     red, green, blue = error.reshape(4, 3, 2, 2, 3, 2).mean((3, 5)).transpose(1, 0, 2, 3)

@@ -199,4 +199,4 @@ class SinSRRun(DistillationRun):
     )
 
 
-AnyRun = AutoencoderRun | TeacherRun | RSDRun | VSDRun | SinSRRun
+AnyRun = AutoencoderRun | TeacherRun | DistillationRun

@@ -110,7 +110,7 @@ class CodebookConfig(Section):
     """How the codes of an autoencoder with a codebook learn, and what becomes of codes that nothing uses."""
 
     update: Literal["gradient", "ema"] = Field(
-        default="gradient", description="gradient: the term codebook moves them; ema: moving averages of what chose them"
+        default="gradient", description="gradient: the term codebook moves them; ema: averages of what chose them"
     )
     decay: float = Field(default=0.99, ge=0, lt=1, description="of the moving averages of usage and codes")
     smoothing: float = Field(default=1e-5, gt=0, description="Laplace smoothing of the usage, for ema")

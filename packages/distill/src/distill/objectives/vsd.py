@@ -4,8 +4,7 @@ Differs from :mod:`distill.objectives.rsd`, whose passes it takes over, in two t
 starts from the prior around z_y at T, where RSD's starts from noised ground truth at one of N times (it also has no
 noise input, but that is the network's matter). The gradient stops at teacher and fake model, so what is left of Eq. 7
 is 2 (f_phi - f*) for z_0_hat: up to a factor that depends on t, the gradient of the divergence between the marginals
-of student and teacher at t (Eq. 17). The random numbers are RSD's with t_n = T, so that both see the same noise;
-``noise_n`` is not used.
+of student and teacher at t (Eq. 17). The random numbers are drawn as RSD's, with t_n = T; ``noise_n`` is not used.
 """
 
 from __future__ import annotations

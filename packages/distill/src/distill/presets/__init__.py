@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from distill.config import AnyRun
-from distill.presets import paper, tiny
+from distill.presets import paper, tiny, vq
 
 PRESETS: dict[str, dict[str, Callable[[], AnyRun]]] = {
-    "autoencoder": {"tiny": tiny.autoencoder},
+    "autoencoder": {"tiny": tiny.autoencoder, "tiny-vq": vq.tiny_vq, "vq-f4": vq.vq_f4},
     "teacher": {"tiny": tiny.teacher, "x4": paper.teacher, "x4-lpips": paper.teacher_lpips},
     "rsd": {
         "tiny": tiny.rsd,

@@ -19,16 +19,16 @@ from sr_models.presets import tiny, x4
 def tiny_vq() -> AutoencoderRun:
     """Return a small autoencoder with 1024 codes and a patch discriminator: minutes on two CPU cores.
 
-    The codes are moving averages and dead ones move. Without LPIPS, whose weights have to be downloaded. No model that
-    ships was made by it.
+    The codes are moving averages, as long as that of the weights, so that averaged encoder and codes fit each other;
+    dead codes move. Without LPIPS, whose weights have to be downloaded. No model that ships was made by it.
     """
     return AutoencoderRun(
         preset="tiny-vq",
-        steps=1000,
+        steps=600,
         batch_size=16,
         log_every=20,
         clip_norm=1.0,
-        ema_decay=0.99,
+        ema_decay=0.98,
         save_dtype="float16",
         optimizer=OptimizerConfig(lr=1e-3, betas=(0.9, 0.99), schedule="cosine", warmup_steps=20),
         data=DataConfig(hr_size=64),
@@ -36,8 +36,8 @@ def tiny_vq() -> AutoencoderRun:
         model=_tiny_model(),
         sigma=None,
         terms={"l1": 1.0, "mse": 1.0, "colour": 0.5, "commitment": 0.25, "gan": 0.1},
-        codebook=CodebookConfig(update="ema", decay=0.97),
-        gan=PatchGANConfig(start=500, base_channels=16, layers=2, norm_groups=8),
+        codebook=CodebookConfig(update="ema", decay=0.98),
+        gan=PatchGANConfig(start=300, base_channels=16, layers=2, norm_groups=8),
     )
 
 
