@@ -213,6 +213,8 @@ def test_a_configuration_written_as_yaml_reads_back_equal(task: str, name: str, 
     path.write_text(to_yaml(changed))
     assert resolve(preset(task, name), [read_yaml(path)]) == changed
     assert changed != preset(task, name)
+    # Laid over the preset that is the default, too: terms that it has and the file has not do not come back.
+    assert resolve(preset(task, "tiny"), [read_yaml(path)]) == changed
 
 
 def test_numbers_in_yaml_files_may_have_an_exponent_alone(tmp_path: Path) -> None:

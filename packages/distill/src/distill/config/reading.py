@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from distill.config.runs import RunConfig
+from distill.config.runs import RunConfig, TermsRun
 
 Run = TypeVar("Run", bound=RunConfig)
 
@@ -67,8 +67,14 @@ def parse_assignment(text: str) -> dict[str, Any]:
 
 
 def to_yaml(config: RunConfig) -> str:
-    """The complete configuration as YAML."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    """The complete configuration as YAML.
+
+    Terms that are left out stand there as null: laid over any preset the file means the same.
+    """
+    content = config.model_dump(mode="json")
+    if isinstance(config, TermsRun):
+        content["terms"] |= {name: None for name in config.term_names() if name not in config.weights}
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def _number(value: Any) -> Any:

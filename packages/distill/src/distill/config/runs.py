@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
 
@@ -64,6 +64,12 @@ class TermsRun(RunConfig):
         """``terms``, for code that does not know the names."""
         found: Mapping[str, float] = self.terms
         return found
+
+    @classmethod
+    def term_names(cls) -> tuple[str, ...]:
+        """The terms that this kind of run knows."""
+        names, _ = get_args(cls.model_fields["terms"].annotation)
+        return get_args(names)
 
     @field_validator("terms", mode="before")
     @classmethod

@@ -104,8 +104,8 @@ def inverse(step: SinSRPass) -> TermValue:
 
 def consistency(step: SinSRPass) -> TermValue:
     """||f(stopgrad f(z_0, y_0, 0), y_0, T) - z_0||^2, per sample: what is found for the ground truth restores it."""
-    # Detached instead of computed under no_grad: some versions of torch then keep autocast weights without gradients for
-    # the next evaluation, and the memory at the peak is the same.
+    # Detached instead of computed under no_grad: then some versions of torch keep weights that autocast has cast,
+    # without gradients, for the next evaluation. The memory at the peak is the same.
     found = step.at_start(step.latents.z_0).detach()
     return TermValue(_squared_error(step.at_end(found), step.latents.z_0))
 
