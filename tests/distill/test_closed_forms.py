@@ -272,11 +272,20 @@ def test_sinsr_is_least_where_the_student_is_the_deterministic_chain() -> None:
     value = (nodes.weights * sinsr.distillation(step).values).sum()
     assert value.item() < TOLERANCE
     assert gradient(value, student).abs().max() < TOLERANCE
-    assert not step.target.requires_grad
     worse = Student(torch.tensor([slope, offset + 0.3, 0.0], dtype=torch.float64, requires_grad=True))
     value = (nodes.weights * sinsr.distillation(sinsr_pass(worse, torch.zeros_like(nodes[0]), nodes)).values).sum()
     assert value.item() == pytest.approx(0.09, rel=1e-9)
     torch.testing.assert_close(gradient(value, worse)[:2], torch.tensor([0.6 * Y_0, 0.6], dtype=torch.float64))
+
+
+def test_the_end_of_the_teachers_chain_is_a_constant() -> None:
+    """Also for a teacher whose weights still ask for gradients."""
+    nodes, slope = Nodes.over(1), torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    teacher = Predictor(lambda t: Affine(point(slope), point(0.1)))
+    step = sinsr.SinSRPass(
+        Student.fresh().predictor, teacher, nodes.latents(), sinsr.SinSRDraws(nodes[0]), decode=lambda z: z
+    )
+    assert not step.target.requires_grad
 
 
 def test_sinsr_terms_and_their_gradients_by_hand() -> None:

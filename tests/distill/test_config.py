@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,26 @@ def test_a_typo_is_answered_with_the_nearest_key(typo: str, meant: str) -> None:
         resolve(RSD, [parse_assignment(f"{typo}=1")])
     assert f"did you mean {meant!r}?" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("task", "assignment", "message"),
+    [
+        ("rsd", "terms.lpip=1", "unknown term 'lpip' in this task; did you mean 'lpips'?"),
+        ("sinsr", "terms.gan=1", "unknown term 'gan' in this task; there are distillation, inverse, consistency"),
+        ("vsd", "terms.distillation=null", "expected at least one term"),
+        ("teacher", "terms.z_0=-1", "with weights above 0"),
+    ],
+)
+def test_terms_that_there_are_not(task: str, assignment: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve(preset(task, "tiny"), [parse_assignment(assignment)])
+
+
+def test_the_weights_of_the_divergence_need_two_steps() -> None:
+    layers = [parse_assignment("weighting=kl"), parse_assignment("model.schedule.num_steps=1")]
+    with pytest.raises(ValueError, match="set weighting=uniform"):
+        resolve(preset("teacher", "tiny"), layers)
 
 
 def test_a_word_like_no_key_is_answered_with_where_the_keys_are() -> None:

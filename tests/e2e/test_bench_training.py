@@ -6,14 +6,17 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from sr_bench.ablation import jobs, run_ablation
-from sr_bench.ablation.tables import OBJECTIVES, RSD
+from sr_bench import ablation
+from sr_bench.ablation import Photographs, jobs, run_ablation
+from sr_bench.ablation.tables import OBJECTIVES, RSD, Ablation, Table
 from sr_bench.training import measure_training
-from sr_models import AutoencoderConfig, ModelConfig, SRModel, SwinUNet, SwinUNetConfig, VQAutoencoder
+from sr_data.images import write_image
+from sr_models import AutoencoderConfig, ModelConfig, ScheduleConfig, SRModel, SwinUNet, SwinUNetConfig, VQAutoencoder
 from sr_models.store import save_model
 
 UNET = SwinUNetConfig(
@@ -42,13 +45,15 @@ AUTOENCODER = AutoencoderConfig(
 )
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A run of the ``tiny`` preset on a minute teacher of 15 steps."""
-    folder = tmp_path_factory.mktemp("models") / "teacher"
+def minute_run(folder: Path, num_steps: int) -> list[str]:
+    """Settings that put a run of a ``tiny`` preset on a minute teacher."""
     torch.manual_seed(0)
-    config = ModelConfig(unet=UNET, autoencoder=AUTOENCODER)
-    save_model(SRModel("teacher", config, SwinUNet(UNET), VQAutoencoder(AUTOENCODER)), folder)
+    config = ModelConfig(schedule=ScheduleConfig(num_steps=num_steps), unet=UNET, autoencoder=AUTOENCODER)
+    unet = SwinUNet(UNET)
+    with torch.no_grad():
+        for parameter in unet.parameters():  # fresh networks have zero layers
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    save_model(SRModel("teacher", config, unet, VQAutoencoder(AUTOENCODER)), folder)
     return [
         f"teacher={folder}",
         "device=cpu",
@@ -63,20 +68,32 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """With a teacher of 15 steps, which N = 15 needs."""
+    return minute_run(tmp_path_factory.mktemp("models") / "teacher", 15)
+
+
+@pytest.fixture(scope="module")
+def short_settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """With a teacher of 4 steps."""
+    return minute_run(tmp_path_factory.mktemp("models") / "teacher", 4)
+
+
 def rows_of(text: str) -> list[list[str]]:
     """Cells of the rows of all tables of a Markdown page."""
     lines = [line for line in text.splitlines() if line.startswith("| ") and "---" not in line]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def ablate(name: str, out: Path, settings: list[str], seeds: int = 1) -> str:
+def ablate(name: str, out: Path, settings: list[str], seeds: int = 1, photographs: Photographs | None = None) -> str:
     table = run_ablation(
         name,
         out,
-        updates=4,
+        updates=2,
         seeds=seeds,
         settings=settings,
-        photographs=None,
+        photographs=photographs,
         jobs=1,
         command=f"sr-bench ablation {name}",
     )
@@ -87,17 +104,17 @@ def test_ablation_of_rsd(settings: list[str], tmp_path: Path, monkeypatch: pytes
     text = ablate("rsd", tmp_path, [*settings, "fake_updates=1"])
     rows = rows_of(text)
     variants = {variant.name: variant for table in RSD.tables for variant in table.variants}
-    references = ["bicubic", "teacher 15 steps"]
+    references = ["bicubic", "teacher 15 steps", "teacher 1 step"]
     names = [["", *references, *(variant.name for variant in table.variants)] for table in RSD.tables]
     assert [row[0] for row in rows] == [*names[0], *names[1]]
     assert "RANDOM alex backbone" in text
     found = {row[0]: row for row in rows if row[0] in variants}
     for name, variant in variants.items():
         assert tuple(found[name][-5:]) == variant.published
-    steps, flops = ({name: float(row[column].replace(",", "")) for name, row in found.items()} for column in (1, 3))
-    assert steps["N = 1"] == steps["N = 15"] == steps["distill only"] == 4
-    assert 1 <= steps["all"] < 4  # what costs more gets fewer steps
-    assert flops["all"] <= 1.3 * flops["distill only"]
+    steps, flops = ({name: float(row[column].replace(",", "")) for name, row in found.items()} for column in (1, 4))
+    assert steps["N = 1"] == steps["N = 15"] == steps["distill only"] == 2
+    assert 1 <= steps["all"] < 2  # what costs more gets fewer steps
+    assert flops["all"] <= 1.5 * flops["distill only"]
 
     made: list[tuple[str, int]] = []
     plain = jobs.train_and_measure
@@ -114,40 +131,88 @@ def test_ablation_of_rsd(settings: list[str], tmp_path: Path, monkeypatch: pytes
     assert not (tmp_path / "figure.png").exists()
 
 
-def test_ablation_of_objectives(settings: list[str], tmp_path: Path) -> None:
-    """Equal network evaluations: for 2 images a step and T = 15, K = 5."""
-    text = ablate("objectives", tmp_path, settings)
+def test_ablation_of_objectives(short_settings: list[str], tmp_path: Path) -> None:
+    """Equal network evaluations: for 2 images a step and T = 4, K = 5."""
+    text = ablate("objectives", tmp_path, short_settings)
     (table,) = OBJECTIVES.tables
     found = {row[0]: row for row in rows_of(text)}
-    assert list(found) == ["", "bicubic", "teacher 15 steps", *(variant.name for variant in table.variants)]
-    assert tuple(found["teacher 15 steps"][-len(table.columns) :]) == table.teacher
+    assert list(found) == [
+        "",
+        "bicubic",
+        "teacher 4 steps",
+        "teacher 1 step",
+        *(variant.name for variant in table.variants),
+    ]
+    assert tuple(found["teacher 4 steps"][-len(table.columns) :]) == table.teacher
     costs = json.loads((tmp_path / "result.json").read_text())["costs"]
     evaluations = {variant.name: costs[variant.key]["evaluations"] for variant in table.variants}
     assert evaluations == {
-        "SinSR, distill only": 2 * (15 + 1),
-        "SinSR": 2 * (15 + 1 + 3),
+        "SinSR, distill only": 2 * (4 + 1),
+        "SinSR": 2 * (4 + 1 + 3),
         "ResShift-VSD": 2 * (5 * 2 + 3),
         "RSD, distill only": 2 * (5 * 2 + 3),
         "RSD": 2 * (5 * (2 + 2) + 3 + 1 + 1),  # the discriminator, and the one-step output for LPIPS
     }
-    budget = 4 * evaluations["RSD, distill only"]
+    budget = 2 * evaluations["RSD, distill only"]
     for name, one in evaluations.items():
         assert int(found[name][1]) == round(budget / one)
-        assert int(found[name][2].replace(",", "")) == round(budget / one) * one
+        assert int(found[name][3].replace(",", "")) == round(budget / one) * one
     for variant in table.variants:
         (run,) = json.loads((tmp_path / "result.json").read_text())["runs"][variant.key]
         assert [point["step"] for point in run["curve"]][-1] == run["steps"]
-        assert len(run["curve"]) == min(4, run["steps"])
+        assert len(run["curve"]) == min(3, run["steps"])
         assert run["config"]["task"] == variant.task
+        assert run["config"]["ema_decay"] ** run["steps"] == pytest.approx(0.98**2)  # the same part of every run
     assert "![quality against training cost](figure.png)" in text
     with Image.open(tmp_path / "figure.png") as figure:
         figure.load()
         assert min(figure.size) > 300
 
 
+def test_photographs_are_measured_and_not_twice(
+    short_settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    for name, size in (("lr", 16), ("hr", 64)):
+        for picture in ("a", "b", "c"):
+            write_image(tmp_path / name / f"{picture}.png", rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
+    chosen = Photographs(tmp_path / "lr", tmp_path / "hr", 2)
+    measured: list[tuple[str, int | None]] = []
+
+    def measure(method: str, photographs: Photographs, steps: int | None = None) -> dict[str, float]:
+        measured.append((method, steps))
+        return plain(method, photographs, steps)
+
+    plain = jobs.measure_photographs
+    for module in (jobs, ablation):
+        monkeypatch.setattr(module, "measure_photographs", measure)
+    small = Ablation((Table("One row", (), (OBJECTIVES.base,)),), OBJECTIVES.base, "evaluations", points=2)
+    monkeypatch.setitem(ablation.ABLATIONS, "small", small)
+    pages = [ablate("small", tmp_path / "out", short_settings, photographs=chosen) for _ in range(2)]
+    assert pages[0] == pages[1]
+    teacher = short_settings[0].removeprefix("teacher=")
+    references = [("bicubic", None), (teacher, None), (teacher, 1)]
+    assert [(method, steps) for method, steps in measured if Path(method).name != "model"] == references
+    assert len(measured) == 2 + 3  # two points of one run, and the references, once
+    assert "2 photographs of lr and hr" in pages[0]
+    assert str(tmp_path) not in pages[0]
+    assert "PIQE (photographs)" in pages[0]
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    many, once = (result["references"][f"teacher {steps}"]["photographs"] for steps in ("4 steps", "1 step"))
+    assert many != once
+    (tmp_path / "lr" / "a.png").unlink()
+    with pytest.raises(ValueError, match="same names"):
+        ablate("small", tmp_path / "fresh", short_settings, photographs=chosen)
+    assert not (tmp_path / "fresh").exists()
+
+
 def test_a_setting_that_a_row_does_not_have_is_refused(settings: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="unknown configuration key 'fake_updates'"):
+    with pytest.raises(
+        ValueError, match=r"row 'SinSR, distill only' \(train sinsr\): unknown configuration key 'fake_updates'"
+    ):
         ablate("objectives", tmp_path / "none", [*settings, "fake_updates=1"])
+    with pytest.raises(ValueError, match=r"leave terms, .* to the rows, got 'terms.gan=1'"):
+        ablate("rsd", tmp_path / "none", [*settings, "terms.gan=1"])
     with pytest.raises(ValueError, match="expected an ablation of rsd, objectives, got 'table5'"):
         ablate("table5", tmp_path / "none", settings)
     assert not (tmp_path / "none").exists()

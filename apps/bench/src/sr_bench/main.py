@@ -114,7 +114,7 @@ def ablation(
     """Train the rows of a table over several seeds at equal cost, and measure them.
 
     `rsd` spends the same floating-point operations on every row, `objectives` the same number of network evaluations.
-    All rows start from the same teacher and see the same pictures in the same order.
+    All rows start from the same teacher and take their pictures from the same stream.
     """
     from sr_bench.ablation import Photographs, run_ablation
 

@@ -136,8 +136,15 @@ def check_device(name: str) -> None:
         raise ValueError(f"expected a torch device such as cpu or cuda, got {name!r}: {error}") from error
 
 
-def restorer(name: str, seed: int, device: str) -> Callable[[Pixels, Pixels], Pixels]:
-    """A function from (LR, HR) to the restored picture; only ``autoencoder`` looks at HR."""
+def restorer(name: str, seed: int, device: str, steps: int | None = None) -> Callable[[Pixels, Pixels], Pixels]:
+    """A function from (LR, HR) to the restored picture; only ``autoencoder`` looks at HR.
+
+    Args:
+        name: bicubic, autoencoder, a shipped model or a model folder.
+        seed: of a model's noise.
+        device: of a model.
+        steps: of a model; None: what is usual for it.
+    """
     if name == "bicubic":
         return lambda lr, hr: np.asarray(
             Image.fromarray(lr).resize((hr.shape[1], hr.shape[0]), Image.Resampling.BICUBIC)
@@ -158,7 +165,7 @@ def restorer(name: str, seed: int, device: str) -> Callable[[Pixels, Pixels], Pi
             raise ValueError(
                 f"expected HR of {expected[1]}x{expected[0]} (x{resolver.scale}), got {hr.shape[1]}x{hr.shape[0]}"
             )
-        restored: Pixels = resolver.upscale(lr, seed=seed)
+        restored: Pixels = resolver.upscale(lr, seed=seed, steps=steps)
         return restored
 
     return restore

@@ -1,8 +1,8 @@
 """Care of a codebook while it trains: who uses its codes, codes as moving averages, and new places for dead codes.
 
-A code that no encoder output is nearest to gets no gradient, from any objective, and stays dead for ever; most of a
-codebook ends so. :class:`CodebookKeeper` counts the use of every code and moves dead ones to outputs of the encoder. It
-may also keep the codes themselves as moving averages of the outputs that chose them, instead of a gradient.
+A code that no encoder output is nearest to gets no gradient and rarely comes back; much of a codebook can end so.
+:class:`CodebookKeeper` counts the use of every code and moves dead ones to outputs of the encoder. It may also keep
+the codes themselves as moving averages of the outputs that chose them, instead of a gradient.
 
 An update is one unit here as well: statistics are summed over its micro-batches and processes, and count only when the
 update was taken. How a batch is split changes them by rounding only; where an output lies just between two codes,
@@ -86,15 +86,15 @@ class CodebookKeeper(nn.Module):
         self._seen.append(Seen(counts, sums, candidates))
 
     @torch.no_grad()
-    def update(self, weight: Tensor, accelerator: Accelerator) -> None:
-        """Count the update that was just taken, and change the codes in place.
-
-        In mode ``gradient`` only dead codes are moved. Their optimizer moments need no care: a code without gradients
-        has let them decay.
+    def update(self, weight: Tensor, accelerator: Accelerator) -> Tensor:
+        """Count the update that was just taken, and change the codes in place; in mode ``gradient`` dead ones only.
 
         Args:
             weight: the codebook, (K, C).
             accelerator: all processes call this together.
+
+        Returns:
+            (K,) bool, the codes that were dead and moved: what remembers their old place has to forget it.
         """
         assert self._seen, "no micro-batch was seen"
         seen = _over_processes(self._seen, accelerator)
@@ -105,10 +105,11 @@ class CodebookKeeper(nn.Module):
         if self.sums is not None:
             self.sums.mul_(decay).add_(seen.sums, alpha=1 - decay)
             weight.copy_(mean_codes(weight, self.usage, self.sums, self.config.smoothing))
-        if self.config.revive_below is not None:
-            self._revive(weight, seen.candidates, self.config.revive_below)
+        if self.config.revive_below is None:
+            return torch.zeros_like(self.usage, dtype=torch.bool)
+        return self._revive(weight, seen.candidates, self.config.revive_below)
 
-    def _revive(self, weight: Tensor, candidates: Tensor, below: float) -> None:
+    def _revive(self, weight: Tensor, candidates: Tensor, below: float) -> Tensor:
         """Move dead codes to candidates and give them the mean usage, so that they have time to be chosen."""
         mean = self.usage.mean()
         dead = self.usage < below * mean
@@ -121,6 +122,7 @@ class CodebookKeeper(nn.Module):
         self.usage.copy_(torch.where(moved, mean, self.usage))
         if self.sums is not None:
             self.sums.copy_(torch.where(moved[:, None], found.float() * mean, self.sums))
+        return moved
 
     def metrics(self) -> dict[str, Tensor]:
         """Codes used in the last update, and their perplexity exp(entropy): K when all are used alike, at least 1.

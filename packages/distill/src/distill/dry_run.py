@@ -71,7 +71,7 @@ def plan(config: AnyRun) -> Plan:
         task = build_task(_on_generated(config), accelerator)
     trainer = task.trainer
     networks = {player.name: count_parameters(player.network) for player in trainer.players}
-    updates = {player.name: player.updates * config.steps for player in trainer.players}
+    updates = {player.name: player.updates * max(0, config.steps - player.first_step) for player in trainer.players}
     images, accumulate = sum(updates.values()) * config.batch_size, trainer.accumulate
     memory = forecast_trainer(trainer, baseline)
     return Plan(

@@ -312,7 +312,8 @@ def forecast_trainer(trainer: Trainer, baseline_bytes: int) -> Forecast:
     trainer.use_batches(lambda start: itertools.repeat(batch))
     trainer.accumulate = min(trainer.accumulate, 2)  # the second one meets gradients; more are no larger
     for player in trainer.players:
-        player.updates = 1
+        player.updates, player.first_step = 1, 0
+    trainer.step = 1 << 30  # what joins later has joined
 
     def simulate() -> dict[str, Any]:
         for _ in range(2):

@@ -41,6 +41,7 @@ class Player:
         updates: optimizer steps in one turn.
         scheduler: learning-rate schedule, stepped after each update.
         ema: exponential moving average of the network, updated after each update.
+        first_step: step of the run at which it takes its first turn; until then it is left alone.
         before_update: called before the loss is first computed for an update.
         after_update: called in all processes after an update that was taken, before the average.
     """
@@ -52,6 +53,7 @@ class Player:
     updates: int = 1
     scheduler: LRScheduler | None = None
     ema: AveragedModel | None = None
+    first_step: int = 0
     before_update: Callable[[], None] | None = None
     after_update: Callable[[], None] | None = None
 
@@ -132,6 +134,8 @@ class Trainer:
         metrics = StepMetrics()
         self._waited = 0.0
         for player in self.players:
+            if self.step < player.first_step:
+                continue
             begin, waited = time.perf_counter(), self._waited
             self._activate(player)
             for _ in range(player.updates):

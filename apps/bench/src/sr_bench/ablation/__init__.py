@@ -19,8 +19,12 @@ from distill.folder import write_text
 from distill.presets import preset
 from sr_bench.ablation.costs import cost_of
 from sr_bench.ablation.jobs import Figures, Job, Photographs, measure_photographs, work
-from sr_bench.ablation.page import Results, draw_figure, write_page
+from sr_bench.ablation.page import TEACHER_ONCE, Results, draw_figure, write_page
 from sr_bench.ablation.tables import ABLATIONS, Ablation, Variant
+from sr_bench.quality import match
+
+OWN_KEYS = ("terms", "steps", "seed", "ema_decay", "student_timesteps")
+"""What the ablation and its rows set themselves."""
 
 __all__ = ["ABLATIONS", "Photographs", "run_ablation"]
 
@@ -58,6 +62,8 @@ def run_ablation(
         raise ValueError(f"expected an ablation of {', '.join(ABLATIONS)}, got {name!r}")
     ablation = ABLATIONS[name]
     configs = {key: _config(variant, settings) for key, variant in ablation.variants.items()}
+    if photographs is not None:
+        match(photographs.lr_folder, photographs.hr_folder)  # what does not fit is said before the first training
     console = Console()
     console.print("counting the cost of one step ...")
     out.mkdir(parents=True, exist_ok=True)
@@ -70,7 +76,7 @@ def run_ablation(
         todo[key] = [
             (
                 out / "runs" / key / f"seed-{seed}.json",
-                Job(_for(configs[key], seed, steps), variant.name, photographs, ablation.points, threads),
+                Job(_for(configs[key], seed, steps, updates), variant.name, photographs, ablation.points, threads),
             )
             for seed in range(seeds)
         ]
@@ -85,18 +91,33 @@ def run_ablation(
         draw_figure(out / "figure.png", ablation, results)
     text = write_page(ablation, results)
     write_text(out / "table.md", text)
-    console.print(text, highlight=False)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
     return out / "table.md"
 
 
 def _config(variant: Variant, settings: Sequence[str]) -> DistillationRun:
     base = preset(variant.task, "tiny")
     assert isinstance(base, DistillationRun)
-    return resolve(base, [parse_assignment(t) for t in (*settings, "tracker=none", "device=cpu", *variant.changes)])
+    for text in settings:
+        if text.partition("=")[0].partition(".")[0] in OWN_KEYS:
+            raise ValueError(f"expected settings that leave {', '.join(OWN_KEYS)} to the rows, got {text!r}; drop it")
+    layers = [parse_assignment(text) for text in ("tracker=none", "device=cpu", *settings, *variant.changes)]
+    try:
+        return resolve(base, layers)
+    except ValueError as error:
+        raise ValueError(
+            f"row {variant.name!r} (train {variant.task}): {error}; set only what all rows have"
+        ) from error
 
 
-def _for(config: DistillationRun, seed: int, steps: int) -> Any:
-    return config.model_copy(update={"seed": seed, "steps": steps})
+def _for(config: DistillationRun, seed: int, steps: int, base_steps: int) -> Any:
+    """The run of one row and seed.
+
+    The moving average reaches back over the same part of every run: with one decay for all, a row of few steps would be
+    measured closer to where it started.
+    """
+    decay = config.ema_decay ** (base_steps / steps)
+    return config.model_copy(update={"seed": seed, "steps": steps, "ema_decay": decay})
 
 
 def _seed_by_seed(todo: Mapping[str, Sequence[tuple[Path, Job]]], seeds: int) -> list[tuple[Path, Job]]:
@@ -111,26 +132,29 @@ def _references(
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     photographs: Photographs | None,
 ) -> dict[str, Figures]:
-    """Figures of bicubic and of the teacher, which no seed changes."""
+    """Figures of bicubic and of the teacher, which no seed changes; the teacher in one step is where students start."""
     generated = runs[ablation.base.key][0]["references"]
     found = {}
     for title, rows in generated.items():
-        if title.startswith("student"):  # before training: the teacher in one step
-            continue
-        method = title if title == "bicubic" else config.teacher
-        found[title] = Figures(generated=rows, photographs=_cached_photographs(out, title, method, photographs))
+        at_start = title.startswith("student")  # before training it is a copy of the teacher
+        name = TEACHER_ONCE if at_start else title
+        method, steps = ("bicubic" if name == "bicubic" else config.teacher), (1 if at_start else None)
+        measured = _cached_photographs(out, name, method, steps, photographs)
+        found[name] = Figures(generated=rows, photographs=measured)
     return found
 
 
-def _cached_photographs(out: Path, title: str, method: str, photographs: Photographs | None) -> dict[str, float]:
+def _cached_photographs(
+    out: Path, title: str, method: str, steps: int | None, photographs: Photographs | None
+) -> dict[str, float]:
     if photographs is None:
         return {}
     path = out / "runs" / "references" / f"{title.replace(' ', '-')}.json"
-    asked = {"method": method, "on": [str(photographs.lr_folder), str(photographs.hr_folder), photographs.images]}
+    asked = {"method": method, "steps": steps, "on": str(photographs)}
     if path.is_file() and (known := json.loads(path.read_text()))["asked"] == asked:
         values: dict[str, float] = known["values"]
         return values
-    values = measure_photographs(method, photographs)
+    values = measure_photographs(method, photographs, steps)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps({"asked": asked, "values": values}, indent=1) + "\n")
     return values

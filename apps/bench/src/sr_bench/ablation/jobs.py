@@ -26,6 +26,10 @@ class Photographs:
     hr_folder: Path
     images: int
 
+    def __str__(self) -> str:
+        """For the record: names, not places."""
+        return f"{self.images} photographs of {self.lr_folder.name} and {self.hr_folder.name}"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -50,8 +54,7 @@ class Job:
         """What the figures belong to, for the record."""
         if self.photographs is None:
             return "generated images"
-        chosen = self.photographs
-        return f"generated images, {chosen.images} photographs of {chosen.lr_folder} and {chosen.hr_folder}"
+        return f"generated images, {self.photographs}"
 
     @property
     def measured_at(self) -> list[int]:
@@ -151,8 +154,8 @@ def _on_photographs(task: Any, photographs: Photographs | None) -> dict[str, flo
         return measure_photographs(str(Path(folder) / "model"), photographs)
 
 
-def measure_photographs(method: str, photographs: Photographs) -> dict[str, float]:
-    """Means of the weight-free metrics of a method: ``bicubic``, a shipped model or a model folder."""
+def measure_photographs(method: str, photographs: Photographs, steps: int | None = None) -> dict[str, float]:
+    """Means of the weight-free metrics of a method: ``bicubic``, a shipped model or a model folder, in some steps."""
     import numpy as np
     import pyiqa
 
@@ -162,7 +165,7 @@ def measure_photographs(method: str, photographs: Photographs) -> dict[str, floa
     pairs = match(photographs.lr_folder, photographs.hr_folder)
     count = min(photographs.images, len(pairs))
     measures = {metric.title: pyiqa.create_metric(metric.name, **metric.arguments) for metric in METRICS}
-    restore = restorer(method, seed=0, device="cpu")
+    restore = restorer(method, seed=0, device="cpu", steps=steps)
     values: dict[str, list[float]] = {metric.title: [] for metric in METRICS}
     for lr_path, hr_path in (pairs[index * len(pairs) // count] for index in range(count)):
         lr, hr = read_image(lr_path), read_image(hr_path)

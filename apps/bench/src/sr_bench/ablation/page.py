@@ -10,9 +10,15 @@ from typing import Any
 
 from sr_bench.ablation.costs import Cost
 from sr_bench.ablation.jobs import Figures
-from sr_bench.ablation.tables import Ablation, Table
+from sr_bench.ablation.tables import Ablation, Table, Variant
 
 GENERATED = ("PSNR-Y", "SSIM-Y", "sharpness")
+EQUAL = {
+    "flops": "Every row has the same number of floating-point operations.",
+    "evaluations": "Every row has the same number of network evaluations: images through a U-Net, whoever's it is. "
+    "Backward passes are not counted, so rows that differentiate more have more operations (TFLOP, with all of them).",
+}
+TEACHER_ONCE = "teacher 1 step"
 PANELS = (("PSNR-Y", "photographs"), ("SSIM-Y", "photographs"), ("PIQE", "photographs"), ("sharpness", "generated"))
 
 
@@ -39,7 +45,8 @@ def write_page(ablation: Ablation, results: Results) -> str:
     lines = [
         f"`{results.command}`",
         "",
-        f"Measured on {runs[0]['measured_on']}; ± is the standard deviation over seeds.",
+        EQUAL[ablation.cost],
+        f"Measured on {runs[0]['measured_on']}; ± is the standard deviation over the seeds.",
     ]
     notes = sorted({note for run in runs for note in run["notes"].values()})
     lines += [f"Perceptual loss: {note}." for note in notes]
@@ -52,18 +59,19 @@ def write_page(ablation: Ablation, results: Results) -> str:
 
 def _table(table: Table, results: Results) -> list[str]:
     columns = _columns(results)
-    titles = ["", "updates", "evaluations", "TFLOP", *(f"{name} ({where})" for where, name in columns)]
+    titles = ["", "updates", "images seen", "evaluations", "TFLOP", *(f"{name} ({where})" for where, name in columns)]
     titles += [f"paper: {name}" for name in table.columns]
     lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
     for name, figures in results.references.items():
         values = [_one(figures, where, metric) for where, metric in columns]
-        published = table.teacher if name.startswith("teacher") and "1 step" not in name else ()
+        published = table.teacher if name.startswith("teacher") and name != TEACHER_ONCE else ()
         rest = published or ("",) * len(table.columns)
-        lines.append("| " + " | ".join([name, "", "", "", *values, *rest]) + " |")
+        lines.append("| " + " | ".join([name, *("",) * 4, *values, *rest]) + " |")
     for variant in table.variants:
         runs, cost = results.runs[variant.key], results.costs[variant.key]
         steps = runs[0]["steps"]
-        spent = [str(steps), f"{steps * cost['evaluations']:,}", f"{steps * cost['flops'] / 1e12:.1f}"]
+        spent = [str(steps), f"{runs[0]['images_seen']:,}", f"{steps * cost['evaluations']:,}"]
+        spent.append(f"{steps * cost['flops'] / 1e12:.1f}")
         last = [run["curve"][-1] for run in runs]
         values = [_mean_and_spread([point[where][metric] for point in last]) for where, metric in columns]
         lines.append("| " + " | ".join([variant.name, *spent, *values, *variant.published]) + " |")
@@ -94,16 +102,20 @@ def _digits(value: float) -> int:
 
 
 def draw_figure(path: Path, ablation: Ablation, results: Results) -> None:
-    """Quality against training cost: mean of the seeds and their range, one line for each row of the first table."""
+    """Quality against training cost: mean of the seeds and their range, one line for each row of the first table.
+
+    All lines start at the teacher in one step, at no cost.
+    """
     from matplotlib.figure import Figure
 
     photographs = bool(next(iter(results.references.values()))["photographs"])
-    panels = [panel for panel in PANELS if photographs or panel[1] == "generated"]
-    figure = Figure(figsize=(6 * min(2, len(panels)), 4.2 * -(-len(panels) // 2)), layout="constrained")
+    panels = PANELS if photographs else [(metric, "generated") for metric in GENERATED]
+    rows = -(-len(panels) // 2)
+    figure = Figure(figsize=(12, 4.2 * rows), layout="constrained")
     for index, (metric, where) in enumerate(panels):
-        axes = figure.add_subplot(-(-len(panels) // 2), min(2, len(panels)), index + 1)
+        axes = figure.add_subplot(rows, 2, index + 1)
         for variant in ablation.tables[0].variants:
-            _line(axes, variant.name, results.runs[variant.key], results.costs[variant.key], (where, metric))
+            _line(axes, variant, results, (where, metric))
         for (name, figures), style in zip(results.references.items(), (":", "--", "-."), strict=False):
             if metric in figures[where]:  # type: ignore[literal-required]
                 axes.axhline(figures[where][metric], color="grey", linestyle=style, label=name)  # type: ignore[literal-required]
@@ -115,12 +127,14 @@ def draw_figure(path: Path, ablation: Ablation, results: Results) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _line(axes: Any, name: str, runs: Sequence[Mapping[str, Any]], cost: Cost, what: tuple[str, str]) -> None:
+def _line(axes: Any, variant: Variant, results: Results, what: tuple[str, str]) -> None:
     where, metric = what
+    runs, cost = results.runs[variant.key], results.costs[variant.key]
     steps = [point["step"] for point in runs[0]["curve"]]
     values = [[run["curve"][index][where][metric] for run in runs] for index in range(len(steps))]
-    spent = [step * cost["flops"] / 1e12 for step in steps]
-    (line,) = axes.plot(spent, [statistics.fmean(found) for found in values], marker=".", label=name)
+    spent = [0.0, *(step * cost["flops"] / 1e12 for step in steps)]
+    values.insert(0, [results.references[TEACHER_ONCE][where][metric]])  # type: ignore[literal-required]
+    (line,) = axes.plot(spent, [statistics.fmean(found) for found in values], marker=".", label=variant.name)
     axes.fill_between(
         spent, [min(found) for found in values], [max(found) for found in values], color=line.get_color(), alpha=0.15
     )

@@ -55,7 +55,7 @@ class Ablation:
     Args:
         tables: one or more; a row that stands in several is trained once.
         base: the row whose updates are given; the others get as many as cost the same.
-        cost: what is equal: floating-point operations, or network evaluations (images through a U-Net).
+        cost: what is equal, see :class:`sr_bench.ablation.costs.Cost`.
         points: how often a run is measured, evenly over its length; above 1 there is a figure.
     """
 
@@ -158,7 +158,7 @@ OBJECTIVES = Ablation(
     ),
     base=_DISTILLED,
     cost="evaluations",
-    points=4,
+    points=3,
 )
 
 ABLATIONS = {"rsd": RSD, "objectives": OBJECTIVES}

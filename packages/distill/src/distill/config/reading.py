@@ -99,6 +99,11 @@ def _explain(error: ValidationError, kind: type[BaseModel]) -> str:
     problem = error.errors()[0]
     place = [str(part) for part in problem["loc"]]
     name = ".".join(place)
+    if place[:1] == ["terms"] and place[-1] == "[key]" and issubclass(kind, TermsRun):
+        known = kind.term_names()
+        close = difflib.get_close_matches(place[1], known, n=1, cutoff=0.6)
+        remedy = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(known)}"
+        return f"unknown term {place[1]!r} in this task; {remedy}"
     if problem["type"] != "extra_forbidden":
         # pydantic prefixes the messages of our own validators.
         message = problem["msg"].removeprefix("Value error, ")
@@ -125,4 +130,6 @@ def _keys(kind: type[BaseModel], prefix: str = "") -> list[str]:
         keys.append(prefix + name)
         if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
             keys.extend(_keys(info.annotation, f"{prefix}{name}."))
+    if issubclass(kind, TermsRun):
+        keys.extend(f"terms.{name}" for name in kind.term_names())
     return keys

@@ -82,7 +82,9 @@ class TermsRun(RunConfig):
     @classmethod
     def _positive(cls, terms: dict[str, float]) -> dict[str, float]:
         if not terms or any(weight <= 0 for weight in terms.values()):
-            raise ValueError(f"expected at least one term, with weights above 0, got {terms}; leave one out with null")
+            raise ValueError(
+                f"expected at least one term, with weights above 0, got {terms}; leave terms out with null, but not all"
+            )
         return terms
 
 
@@ -158,6 +160,12 @@ class TeacherRun(LatentRun):
     weighting: Literal["uniform", "kl"] = Field(
         default="uniform", description="of the squared error over t: w_t = 1 as published, or the KL divergence's"
     )
+
+    @model_validator(mode="after")
+    def _has_weights(self) -> Self:
+        if self.weighting == "kl" and self.model.schedule.num_steps == 1:
+            raise ValueError("expected weighting=uniform for a schedule of one step, got kl; set weighting=uniform")
+        return self
 
 
 class DistillationRun(LatentRun):

@@ -23,16 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.noise import SampleNoise
-from distill.objectives.output import TermValue, WeightedTerm, mean, widen
+from distill.objectives.output import TermValue, WeightedTerm, mean, squared_error, widen
 from sr_models import VQAutoencoder
 from sr_models.autoencoder import Quantized
 
 BRIGHTNESS = ((0.5, 0.5, 0.5),)
 OPPONENT = ((3.3, 0.0, -3.3), (-3.2, 6.4, -3.2))
 """Red - blue and green - magenta from RGB, scaled to unit variance over the generated images (pixels [-1, 1])."""
-
-RECONSTRUCTION = ("l1", "mse", "colour", "lpips")
-"""Terms that compare pixels: the L_rec of the adaptive weight."""
 
 MAX_ADAPTIVE = 1e4
 
@@ -166,7 +163,7 @@ def codebook(step: QuantizedPass) -> TermValue:
 
     Source: van den Oord et al. 2017, Eq. 3, second term
     """
-    return TermValue(mean((step.outputs.detach() - step.codes).square()))
+    return TermValue(squared_error(step.codes, step.outputs.detach()))
 
 
 def commitment(step: QuantizedPass) -> TermValue:
@@ -174,7 +171,7 @@ def commitment(step: QuantizedPass) -> TermValue:
 
     Source: van den Oord et al. 2017, Eq. 3, third term
     """
-    return TermValue(mean((step.outputs - step.codes.detach()).square()))
+    return TermValue(squared_error(step.outputs, step.codes.detach()))
 
 
 @dataclass(frozen=True)
@@ -224,18 +221,12 @@ class DiscriminatorGAN:
 
     Args:
         discriminator: from pixels (B, 3, H, W) to logits (B, 1, h, w).
-        joined: whether the GAN takes part yet.
     """
 
     discriminator: nn.Module
-    joined: Callable[[], bool]
 
     def __call__(self, step: AutoencoderPass) -> TermValue:
-        """Return the loss of each sample, 0 before the GAN joins; and how many patches are told apart."""
-        if not self.joined():
-            # Every parameter takes part all the same, as data-parallel training wants it.
-            nothing = torch.stack([0 * parameter.sum() for parameter in self.discriminator.parameters()]).sum()
-            return TermValue(step.hr.new_zeros(len(step.hr)) + nothing)
+        """Return the loss of each sample, and how many patches are told apart."""
         with torch.no_grad():
             generated = step.pixels
         real, fake = widen(self.discriminator(step.hr)), widen(self.discriminator(generated))

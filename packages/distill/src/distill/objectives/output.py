@@ -121,6 +121,11 @@ def widen(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
+def squared_error(values: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each sample, (B, ...) -> (B,)."""
+    return mean((values - target).square())
+
+
 def mean(values: Tensor) -> Tensor:
     """Mean of each sample, (B, ...) -> (B,)."""
     return values.flatten(1).mean(1)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distill.noise import SampleNoise
-from distill.objectives.output import Latents, Predictor, TermValue, mean, widen
+from distill.objectives.output import Latents, Predictor, TermValue, squared_error, widen
 from resshift_core import ResShiftSchedule, distillation_normalizer, fake_objective, rsd_objective
 
 
@@ -202,7 +202,8 @@ class Distillation:
             metrics = {
                 "teacher_gap": scale.mean(),
                 "fake_gap": (f_fake - f_teacher).square().mean(),
-                "fake_lag": _mse(f_fake, sample.z_0_hat) / _mse(f_teacher, sample.z_0_hat),
+                "fake_lag": squared_error(f_fake, sample.z_0_hat).mean()
+                / squared_error(f_teacher, sample.z_0_hat).mean(),
             }
         return TermValue(values, metrics, t)
 
@@ -210,7 +211,3 @@ class Distillation:
         """Return what teacher and fake model predict of the noisy output, differentiable in it."""
         z_t, lr, t = step.sample.z_t, step.latents.lr, step.draws.t
         return Predictions(widen(step.teacher(z_t, lr, t)), widen(step.fake(z_t, lr, t)))
-
-
-def _mse(prediction: Tensor, target: Tensor) -> Tensor:
-    return mean((prediction - target).square()).mean()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from distill.noise import SampleNoise
-from distill.objectives.output import Latents, Predictor, TermValue, mean, widen
+from distill.objectives.output import Latents, Predictor, TermValue, squared_error, widen
 
 
 class Teacher(Predictor, Protocol):
@@ -94,12 +94,12 @@ class SinSRPass:
 
 def distillation(step: SinSRPass) -> TermValue:
     """||f(z_T, y_0, T) - F||^2, per sample: restore as the teacher's chain does."""
-    return TermValue(_squared_error(step.one_step, step.target))
+    return TermValue(squared_error(step.one_step, step.target))
 
 
 def inverse(step: SinSRPass) -> TermValue:
     """||f(F, y_0, 0) - z_T||^2, per sample: find the noise that the teacher's chain came from."""
-    return TermValue(_squared_error(step.at_start(step.target), step.z_T))
+    return TermValue(squared_error(step.at_start(step.target), step.z_T))
 
 
 def consistency(step: SinSRPass) -> TermValue:
@@ -107,8 +107,4 @@ def consistency(step: SinSRPass) -> TermValue:
     # Detached instead of computed under no_grad: then some versions of torch keep weights that autocast has cast,
     # without gradients, for the next evaluation. The memory at the peak is the same.
     found = step.at_start(step.latents.z_0).detach()
-    return TermValue(_squared_error(step.at_end(found), step.latents.z_0))
-
-
-def _squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    return mean((prediction - target).square())
+    return TermValue(squared_error(step.at_end(found), step.latents.z_0))

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.objectives.output import Latents, TermValue, mean, widen
+from distill.objectives.output import Latents, TermValue, squared_error, widen
 
 
 class OneStepPass(Protocol):
@@ -148,9 +148,9 @@ class DiscriminatorGAN:
 
 def latent_mse(step: OneStepPass) -> TermValue:
     """Mean squared error of the one-step output to z_0, per sample."""
-    return TermValue(mean((step.one_step - step.latents.z_0).square()))
+    return TermValue(squared_error(step.one_step, step.latents.z_0))
 
 
 def pixel_mse(step: OneStepPass) -> TermValue:
     """Mean squared error of the decoded one-step output to the HR image (pixels [-1, 1]), per sample."""
-    return TermValue(mean((step.pixels - step.latents.hr).square()))
+    return TermValue(squared_error(step.pixels, step.latents.hr))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from distill.tasks.common import (
     load_perceptual,
     make_player,
     make_trainer,
+    notes_on,
     place,
     set_up,
     weighted_terms,
@@ -61,12 +63,10 @@ def autoencoder_task(config: AutoencoderRun, accelerator: Accelerator) -> Task:
     player = _autoencoder_player(network, keeper, _terms(config, perceptual, discriminator, joined), config)
     players = [player]
     if keeper is not None:
-        assert network.codebook is not None
         player.before_update = keeper.begin
-        # The weight is looked up at the time: what wraps a network may exchange its tensors.
-        player.after_update = lambda: keeper.update(network.codebook.weight, accelerator)
+        player.after_update = partial(_update_codes, player, keeper, accelerator)
     if discriminator is not None:
-        players = [_discriminator_player(discriminator, network, joined, config), player]
+        players = [_discriminator_player(discriminator, network, config), player]
     data = open_images(config)
     _, hr = validation_pairs(config, config.model.scale)
 
@@ -81,7 +81,7 @@ def autoencoder_task(config: AutoencoderRun, accelerator: Accelerator) -> Task:
         save_autoencoder(scaled, folder, dtype=getattr(torch, config.save_dtype), about=about)
 
     trainer: Trainer = make_trainer(players, data, lambda images, _: images, config, accelerator)
-    return Task(trainer, evaluate, save, {"lpips": perceptual.description} if perceptual else {})
+    return Task(trainer, evaluate, save, notes_on(perceptual))
 
 
 def _check_sizes(config: AutoencoderRun) -> None:
@@ -98,6 +98,23 @@ def _keeper(network: VQAutoencoder, config: AutoencoderRun) -> CodebookKeeper | 
     if config.codebook.update == "ema":
         take_from_optimizer_(network.codebook)
     return CodebookKeeper(weight.shape[0], weight.shape[1], config.codebook, config.batch_size).to(weight.device)
+
+
+def _update_codes(player: Player, keeper: CodebookKeeper, accelerator: Accelerator) -> None:
+    """Let the keeper change the codes; a code that moved starts anew in the average and in the optimizer too."""
+    weight = _codes(player.network)
+    moved = keeper.update(weight, accelerator)
+    assert player.ema is not None
+    average = _codes(player.ema.module)
+    average.copy_(torch.where(moved[:, None], weight.detach(), average))
+    for moment in player.optimizer.state.get(weight, {}).values():
+        if moment.shape == weight.shape:
+            moment.mul_(~moved[:, None])
+
+
+def _codes(networks: Any) -> Tensor:
+    codes: Tensor = networks["autoencoder"].codebook.weight
+    return codes
 
 
 def _discriminator(config: AutoencoderRun, device: torch.device) -> PatchDiscriminator:
@@ -152,15 +169,15 @@ def _autoencoder_player(
     return make_player("autoencoder", networks, config, loss)
 
 
-def _discriminator_player(
-    discriminator: PatchDiscriminator, network: VQAutoencoder, joined: Callable[[], bool], config: AutoencoderRun
-) -> Player:
-    weighted: Terms = [WeightedTerm("hinge", 1.0, objective.DiscriminatorGAN(discriminator, joined))]
+def _discriminator_player(discriminator: PatchDiscriminator, network: VQAutoencoder, config: AutoencoderRun) -> Player:
+    weighted: Terms = [WeightedTerm("hinge", 1.0, objective.DiscriminatorGAN(discriminator))]
 
     def loss(images: Tensor, noise: SampleNoise) -> ObjectiveOutput:
         return weighted_sum(_pass(network, images, noise, config), weighted)
 
-    return make_player("discriminator", discriminator, config, loss, ema=False)
+    player = make_player("discriminator", discriminator, config, loss, ema=False)
+    player.first_step = config.gan.start
+    return player
 
 
 def _pass(
@@ -181,7 +198,7 @@ def _current(player: Player) -> VQAutoencoder:
 def _with_unit_scale(autoencoder: VQAutoencoder, images: Tensor) -> VQAutoencoder:
     """The autoencoder with a latent scale that gives unit variance on ``images``, for saving.
 
-    With a codebook the scale stays as published, 1: the codes live in unscaled units anyway.
+    With a codebook the scale stays as configured (published: 1): the codes live in unscaled units anyway.
     """
     config = autoencoder.config
     if autoencoder.codebook is None:

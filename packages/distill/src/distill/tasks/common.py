@@ -65,8 +65,11 @@ def set_up(network: Network, config: RunConfig) -> Network:
     if isinstance(network, SwinUNet):
         network.checkpointing = config.checkpointing
     if config.compile is not None:
+        # An autoencoder is called by its two halves, never as a whole.
+        parts = (network.encoder, network.decoder) if isinstance(network, VQAutoencoder) else (network,)
         try:
-            network.compile(backend=config.compile)
+            for part in parts:
+                part.compile(backend=config.compile)
         except RuntimeError as error:
             raise ValueError(f"expected a torch.compile backend such as inductor, got {config.compile!r}") from error
     return network
@@ -161,6 +164,11 @@ def load_perceptual(config: TermsRun, device: torch.device) -> Perceptual | None
     perceptual = load_lpips(config.lpips.net, config.lpips.backbone, generator)
     place(perceptual.network, device)
     return perceptual
+
+
+def notes_on(perceptual: Perceptual | None) -> dict[str, str]:
+    """What the record says of the LPIPS network."""
+    return {"lpips": perceptual.description} if perceptual else {}
 
 
 def weighted_terms(

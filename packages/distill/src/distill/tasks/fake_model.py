@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from torch import nn
 
-from distill.config import FakeModelRun, RSDRun
+from distill.config import FakeModelRun, RSDRun, VSDRun
 from distill.noise import SampleNoise
 from distill.objectives import rsd, terms, vsd
 from distill.objectives.output import Latents, ObjectiveOutput, WeightedTerm, weighted_sum
@@ -47,9 +47,13 @@ class _Method:
 
 
 def _method(config: FakeModelRun) -> _Method:
-    if isinstance(config, RSDRun):
-        return _Method(NOISE_CHANNELS, config.student_timesteps, rsd.FakePass, rsd.StudentPass, rsd.Distillation)
-    return _Method(0, 1, vsd.FakePass, vsd.StudentPass, vsd.Distillation)
+    match config:
+        case RSDRun():
+            return _Method(NOISE_CHANNELS, config.student_timesteps, rsd.FakePass, rsd.StudentPass, rsd.Distillation)
+        case VSDRun():
+            return _Method(0, 1, vsd.FakePass, vsd.StudentPass, vsd.Distillation)
+        case _:
+            raise TypeError(f"expected the configuration of a run with a fake model, got {type(config).__name__}")
 
 
 def fake_model_task(config: FakeModelRun, accelerator: Accelerator, model: SRModel | None = None) -> Task:

@@ -22,6 +22,7 @@ from distill.tasks.common import (
     compare,
     latents_of,
     make_trainer,
+    notes_on,
     place,
     restore,
     set_up,
@@ -110,7 +111,7 @@ def student_task(
         return latents_of(networks.autoencoder, *data.pairs(batch, indexes), model.config.scale)
 
     trainer = make_trainer(players, data, prepare, config, accelerator, steps)
-    return Task(trainer, evaluate, save, {"lpips": perceptual.description} if perceptual else {})
+    return Task(trainer, evaluate, save, notes_on(perceptual))
 
 
 def teacher_or_stand_in(config: DistillationRun) -> tuple[SRModel, str]:

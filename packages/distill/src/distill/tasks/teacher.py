@@ -25,6 +25,7 @@ from distill.tasks.common import (
     load_perceptual,
     make_player,
     make_trainer,
+    notes_on,
     one_step_terms,
     place,
     restore,
@@ -42,8 +43,11 @@ def teacher_task(config: TeacherRun, accelerator: Accelerator) -> Task:
     autoencoder = place(load_autoencoder(config.autoencoder), device)
     wanted = config.model.autoencoder.model_copy(update={"latent_scale": autoencoder.config.latent_scale})
     if autoencoder.config != wanted:
+        found, asked = autoencoder.config.model_dump(), wanted.model_dump()
+        different = [f"{name}={found[name]}" for name in found if found[name] != asked[name]]
         raise ValueError(
-            f"expected the autoencoder that the configuration describes, got another in {config.autoencoder!r}"
+            f"expected the autoencoder that the configuration describes, got another in {config.autoencoder!r}, with "
+            f"{', '.join(different)}; set model.autoencoder (and the channels of model.unet) to it"
         )
     model = config.model.model_copy(update={"autoencoder": autoencoder.config})
     torch.manual_seed(config.seed)
@@ -83,4 +87,4 @@ def teacher_task(config: TeacherRun, accelerator: Accelerator) -> Task:
         return latents_of(working, *data.pairs(batch, indexes), model.scale)
 
     trainer = make_trainer([player], data, prepare, config, accelerator, steps)
-    return Task(trainer, evaluate, save, {"lpips": perceptual.description} if perceptual else {})
+    return Task(trainer, evaluate, save, notes_on(perceptual))
