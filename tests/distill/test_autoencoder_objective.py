@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.checkpoint import load_checkpoint, save_checkpoint
-from distill.codebook import CodebookKeeper, Seen
+from distill.codebook import CodebookKeeper, Seen, mean_codes
 from distill.config import AutoencoderRun, CodebookConfig, GuardConfig, read_yaml, resolve, to_yaml
 from distill.dry_run import plan
 from distill.noise import SampleNoise
@@ -275,13 +275,20 @@ def test_codes_as_averages_follow_the_recursion() -> None:
             usage[code] = decay * usage[code] + (1 - decay) * len(members)
             sums[code] = decay * sums[code] + (1 - decay) * members.sum(0)
         for code in range(codes):
-            if usage[code]:
+            if usage[code] > smoothing:
                 smoothed = (usage[code] + smoothing) / (usage.sum() + codes * smoothing) * usage.sum()
                 wanted[code] = sums[code] / smoothed
         np.testing.assert_allclose(weight, wanted, rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(keeper.usage, usage, rtol=1e-5)
         assert torch.equal(keeper.last, torch.from_numpy(np.bincount(rows.ravel(), minlength=codes)).float())
     assert (keeper.usage > 0).sum() > 2
+
+
+def test_a_code_that_fades_stays_where_it_is() -> None:
+    usage, smoothing = torch.tensor([8.0, 1e-7]), 1e-5
+    weight = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    codes = mean_codes(weight, usage, weight * usage[:, None], smoothing)
+    torch.testing.assert_close(codes, weight, rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("update", ["gradient", "ema"])

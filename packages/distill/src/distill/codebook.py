@@ -137,7 +137,7 @@ def mean_codes(weight: Tensor, usage: Tensor, sums: Tensor, smoothing: float) ->
     """Codes as moving averages of the encoder outputs that chose them, e_i = m_i / N_i.
 
     N_i has Laplace smoothing, (N_i + epsilon) / (N + K epsilon) N with N their sum, against a division by almost zero.
-    A code that was never used stays where it is.
+    A code whose usage has faded below epsilon stays where it is: smoothing would draw it to 0.
 
     Args:
         weight: codes, (K, C).
@@ -149,7 +149,7 @@ def mean_codes(weight: Tensor, usage: Tensor, sums: Tensor, smoothing: float) ->
     """
     total = usage.sum()
     smoothed = (usage + smoothing) / (total + len(usage) * smoothing) * total
-    used = usage > 0
+    used = usage > smoothing
     means = sums / torch.where(used, smoothed, 1.0)[:, None]
     return torch.where(used[:, None], means.to(weight.dtype), weight)
 

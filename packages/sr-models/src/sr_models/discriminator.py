@@ -111,7 +111,7 @@ class PatchDiscriminator(nn.Module):
 def make_patch_discriminator(
     generator: torch.Generator, base_channels: int = 64, layers: int = 3, norm_groups: int = 32
 ) -> PatchDiscriminator:
-    """Return a fresh patch discriminator; every weight is drawn from ``generator``, N(0, 0.02^2) as published.
+    """Return a fresh patch discriminator; its convolutions are drawn from ``generator``, N(0, 0.02^2) as published.
 
     Source: Isola et al. 2017, Sec. 6.2
     """
