@@ -31,7 +31,10 @@ def teacher() -> TeacherRun:
 
 
 def teacher_lpips() -> TeacherRun:
-    """Return the teacher of the published size with LPIPS on its decoded prediction, as ResShift's later variant."""
+    """Return the teacher of the published size with LPIPS on its decoded prediction, as ResShift's later variant.
+
+    The weight of LPIPS is ours.
+    """
     return teacher().model_copy(
         update={"preset": "x4-lpips", "terms": {"z_0": 1.0, "lpips": 1.0}, "autoencoder_dtype": "float16"}
     )
