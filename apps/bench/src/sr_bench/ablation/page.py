@@ -12,6 +12,9 @@ from sr_bench.ablation.costs import Cost
 from sr_bench.ablation.jobs import Figures
 from sr_bench.ablation.tables import Ablation, Table, Variant
 
+BESIDE = 5
+"""So many published figures stand in the row of ours; a table with more of them gets a second part."""
+
 GENERATED = ("PSNR-Y", "SSIM-Y", "sharpness")
 EQUAL = {
     "flops": "Every row has the same number of floating-point operations.",
@@ -19,6 +22,7 @@ EQUAL = {
     "Backward passes are not counted, so rows that differentiate more have more operations (TFLOP, with all of them).",
 }
 TEACHER_ONCE = "teacher 1 step"
+MEANING = {"PSNR-Y": ", dB", "PIQE": ", lower is better", "sharpness": ", 1 = as sharp as HR"}
 PANELS = (("PSNR-Y", "photographs"), ("SSIM-Y", "photographs"), ("PIQE", "photographs"), ("sharpness", "generated"))
 
 
@@ -52,6 +56,8 @@ def write_page(ablation: Ablation, results: Results) -> str:
     lines += [f"Perceptual loss: {note}." for note in notes]
     for table in ablation.tables:
         lines += ["", f"## {table.title}", "", *_table(table, results)]
+        if len(table.columns) > BESIDE:
+            lines += ["", "The paper's other figures for the same rows:", "", *_published(table)]
     if ablation.points > 1:
         lines += ["", "![quality against training cost](figure.png)"]
     return "\n".join(lines) + "\n"
@@ -60,12 +66,12 @@ def write_page(ablation: Ablation, results: Results) -> str:
 def _table(table: Table, results: Results) -> list[str]:
     columns = _columns(results)
     titles = ["", "updates", "images seen", "evaluations", "TFLOP", *(f"{name} ({where})" for where, name in columns)]
-    titles += [f"paper: {name}" for name in table.columns]
+    titles += [f"paper: {name}" for name in table.columns[:BESIDE]]
     lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
     for name, figures in results.references.items():
         values = [_one(figures, where, metric) for where, metric in columns]
         published = table.teacher if name.startswith("teacher") and name != TEACHER_ONCE else ()
-        rest = published or ("",) * len(table.columns)
+        rest = published[:BESIDE] or ("",) * len(table.columns[:BESIDE])
         lines.append("| " + " | ".join([name, *("",) * 4, *values, *rest]) + " |")
     for variant in table.variants:
         runs, cost = results.runs[variant.key], results.costs[variant.key]
@@ -74,8 +80,16 @@ def _table(table: Table, results: Results) -> list[str]:
         spent.append(f"{steps * cost['flops'] / 1e12:.1f}")
         last = [run["curve"][-1] for run in runs]
         values = [_mean_and_spread([point[where][metric] for point in last]) for where, metric in columns]
-        lines.append("| " + " | ".join([variant.name, *spent, *values, *variant.published]) + " |")
+        lines.append("| " + " | ".join([variant.name, *spent, *values, *variant.published[:BESIDE]]) + " |")
     return lines
+
+
+def _published(table: Table) -> list[str]:
+    """What does not fit beside our own figures."""
+    titles = ["", *table.columns[BESIDE:]]
+    rows = [("teacher", table.teacher), *((variant.name, variant.published) for variant in table.variants)]
+    lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
+    return lines + ["| " + " | ".join([name, *figures[BESIDE:]]) + " |" for name, figures in rows if figures]
 
 
 def _columns(results: Results) -> list[tuple[str, str]]:
@@ -119,11 +133,11 @@ def draw_figure(path: Path, ablation: Ablation, results: Results) -> None:
         for (name, figures), style in zip(results.references.items(), (":", "--", "-."), strict=False):
             if metric in figures[where]:  # type: ignore[literal-required]
                 axes.axhline(figures[where][metric], color="grey", linestyle=style, label=name)  # type: ignore[literal-required]
-        axes.set_title(f"{metric} ({where})")
+        axes.set_title(f"{metric} ({where}{MEANING.get(metric, '')})")
         axes.set_xlabel("training cost in TFLOP, forward and backward")
         axes.grid(alpha=0.3)
-        if index == 0:
-            axes.legend(fontsize=8)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=110)
 
 
