@@ -20,8 +20,8 @@ def tiny_vq() -> AutoencoderRun:
     """Return a small autoencoder with 1024 codes and a patch discriminator: minutes on two CPU cores.
 
     The codes are moving averages, as long as that of the weights, so that averaged encoder and codes fit each other;
-    dead codes move. Without LPIPS, whose weights have to be downloaded. It shows every part at work and is no autoencoder
-    to build on: after its 600 updates green and magenta still come out grey. No model that ships was made by it.
+    dead codes move. Without LPIPS, whose weights have to be downloaded. It shows every part at work and is no
+    autoencoder to build on: after its 600 updates green still comes out grey. No model that ships was made by it.
     """
     return AutoencoderRun(
         preset="tiny-vq",
