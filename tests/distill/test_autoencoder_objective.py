@@ -525,6 +525,8 @@ def test_a_code_that_moved_starts_anew_in_average_and_optimizer(vq_run: Autoenco
     dead = 3 - int(live == 3)
     with torch.no_grad():
         weight[dead] = 50.0  # chosen by nothing
+        for moment in ("exp_avg", "exp_avg_sq"):
+            player.optimizer.state[weight][moment][dead] = 1.0  # of a time when it was chosen
     before = weight.detach().clone()
     trainer.run_step()
     average = state(trainer)[f"autoencoder/ema/module.{key}"]
@@ -614,7 +616,7 @@ def test_a_dry_run_forecasts_both_players(vq_run: AutoencoderRun) -> None:
     found = plan(vq_run)
     assert found.updates == {"discriminator": 2, "autoencoder": 2}
     assert found.memory.tensor_bytes > 0
-    late = plan(vq_run.model_copy(update={"gan": vq_run.gan.model_copy(update={"start": 1})}))
-    assert late.updates == {"discriminator": 1, "autoencoder": 2}
-    assert late.images == 3 * vq_run.batch_size
+    late = plan(vq_run.model_copy(update={"gan": vq_run.gan.model_copy(update={"start": 2}), "steps": 3}))
+    assert late.updates == {"discriminator": 1, "autoencoder": 3}
+    assert late.images == 4 * vq_run.batch_size
     assert late.memory.tensor_bytes == found.memory.tensor_bytes  # the peak is that of the time after the start
