@@ -117,7 +117,7 @@ def train_and_measure(job: Job) -> dict[str, Any]:
     """Train one run without a run folder and measure its averaged student on the way."""
     import torch
 
-    from distill.tasks import Task, build_task
+    from distill.tasks import build_task
 
     torch.set_num_threads(job.threads)
     task = build_task(job.config)
@@ -133,7 +133,6 @@ def train_and_measure(job: Job) -> dict[str, Any]:
         window = task.trainer.run_step().means()
         if step in job.measured_at:
             curve.append({"step": step, **measure()})
-    assert isinstance(task, Task)
     return {
         "config": job.config.model_dump(mode="json"),
         "measured_on": job.measured_on,
