@@ -59,7 +59,7 @@ def test_bad_training_input_is_refused_in_one_line(run: Any, trained: Any, tmp_p
     (tmp_path / "empty").mkdir()
     (tmp_path / "list.yaml").write_text("- 1\n")
     cases: list[tuple[list[object], str]] = [
-        (["rds"], "expected a task of autoencoder, teacher, rsd, vsd, sinsr, got 'rds'"),
+        (["rds"], "expected a task of autoencoder, teacher, rsd, vsd, sinsr, flow-teacher, tsd, osediff, got 'rds'"),
         (["rsd", "--preset", "small"], "expected a preset of tiny, rsd-paper, "),
         (["rsd", "--set", "stepz=3"], "did you mean 'steps'?"),
         (["rsd", "--set", "steps"], "expected key=value"),

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sr_models import SRModel, SuperResolver, store
-from sr_models.restorer import pad_to_multiple
+from sr_models.geometry import pad_to_multiple
 
 Build = Callable[..., SRModel]
 SIZES = [(1, 1), (3, 5), (16, 16), (33, 50)]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sr_models import SRModel, SuperResolver, restorer
-from sr_models.restorer import TILE_OVERLAP, tile_spans
+from sr_models.geometry import TILE_OVERLAP, tile_spans
 
 Build = Callable[..., SRModel]
 

@@ -10,6 +10,9 @@ from typing import Annotated
 
 import typer
 
+from sr_cli.data import data_app
+from sr_cli.offline import Offline, go_offline
+
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -17,11 +20,15 @@ app = typer.Typer(
     help="Distil a multi-step diffusion teacher into a student that restores a photograph in one network evaluation.",
     epilog="First steps:  sr-distill train rsd   then   sr-distill upscale photo.jpg",
 )
+app.add_typer(data_app, name="data")
 
 
 @app.command()
 def train(
-    task: Annotated[str, typer.Argument(help="autoencoder, teacher, rsd, vsd or sinsr", show_default=False)],
+    task: Annotated[
+        str,
+        typer.Argument(help="autoencoder, teacher, rsd, vsd, sinsr, flow-teacher, tsd or osediff", show_default=False),
+    ],
     preset: Annotated[
         str, typer.Option(help="named configuration to start from: tiny (CPU) or a published one, see --list-presets")
     ] = "tiny",
@@ -43,11 +50,12 @@ def train(
     steps: Annotated[int | None, typer.Option(help="number of updates")] = None,
     seed: Annotated[int | None, typer.Option(help="same seed, same result")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="run folder to create or to continue [default: runs/TASK-PRESET-NNN]")
+        Path | None, typer.Option(help="run folder to create or to continue \\[default: runs/TASK-PRESET-NNN]")
     ] = None,
     tracker: Annotated[
-        str | None, typer.Option(help="tensorboard, none, or another tracker of accelerate [default: tensorboard]")
+        str | None, typer.Option(help="tensorboard, none, or another tracker of accelerate \\[default: tensorboard]")
     ] = None,
+    offline: Offline = False,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", help="print configuration, parameters, updates and a memory forecast, and stop"),
@@ -59,12 +67,14 @@ def train(
         bool, typer.Option("--print-config", help="print the resolved configuration and stop")
     ] = False,
 ) -> None:
-    """Train an autoencoder or a teacher, or distil a student (rsd, vsd, sinsr).
+    """Train an autoencoder or a teacher, or distil a student (rsd, vsd, sinsr; of text-to-image models: tsd, osediff).
 
     Without options `sr-distill train rsd` distils a one-step student from the small teacher that ships, on generated
     images, in a few minutes on two CPU cores. Everything is written to a new run folder. The same command again
     continues a run that was interrupted. On several GPUs: accelerate launch --num_processes 4 -m sr_cli train ...
     """
+    if offline:
+        go_offline()
     from distill.config import parse_assignment, read_yaml, resolve, to_yaml
     from distill.presets import describe_presets
     from distill.presets import preset as find_preset
@@ -108,19 +118,22 @@ def _repeatable(arguments: list[str]) -> str:
 def upscale(
     image: Annotated[Path, typer.Argument(help="photograph to restore", show_default=False)],
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="picture to write [default: NAME_x4.png]")
+        Path | None, typer.Option("-o", "--output", help="picture to write \\[default: NAME_x4.png]")
     ] = None,
     weights: Annotated[str, typer.Option(help="model folder or name of a shipped model")] = "tiny-student",
     steps: Annotated[
-        int | None, typer.Option(help="1, or the whole chain of a teacher [default: 1 for a student]")
+        int | None, typer.Option(help="1, or the whole chain of a teacher \\[default: 1 for a student]")
     ] = None,
     seed: Annotated[int, typer.Option(help="same seed, same picture")] = 0,
     tile: Annotated[
-        int | None, typer.Option(help="side of the tiles in LR pixels, 0 for none [default: 256 for large pictures]")
+        int | None, typer.Option(help="side of the tiles in LR pixels, 0 for none \\[default: 256 for large pictures]")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    offline: Offline = False,
 ) -> None:
     """Restore a photograph and enlarge it by the model's scale (4)."""
+    if offline:
+        go_offline()
     from sr_cli.upscaling import upscale_file
 
     upscale_file(image, output, weights, steps=steps, seed=seed, tile=tile, device=device)
@@ -141,7 +154,7 @@ def main() -> None:
     """Run the command line; bad input ends in one line on stderr and exit code 2."""
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         if os.environ.get("SR_DISTILL_DEBUG"):
             raise
         typer.echo(f"error: {one_line(error)}", err=True)

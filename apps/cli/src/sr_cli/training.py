@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from distill.config import AnyRun, DistillationRun
+from distill.config import AnyRun, DistillationRun, T2IRun
 from distill.evaluation import METRICS, Evaluation
 from distill.ranks import leave_group
 from distill.run import Stopped, train
@@ -38,7 +38,7 @@ def run_and_tell(config: AnyRun, out: Path | None, *, command: str) -> None:
         soft_wrap=True,
     )
     print(f"run: {result.folder}  (open {result.folder / 'report.html'})")
-    if isinstance(config, DistillationRun):
+    if isinstance(config, DistillationRun | T2IRun):
         print("restore a photograph with it:")
         print(f"  uv run sr-distill upscale photo.jpg -o out.png --weights {shlex.quote(str(result.model))}")
     else:

@@ -17,8 +17,11 @@ LICENCE = {
 TITLES = {
     "autoencoder": "Autoencoder between pixels and latents",
     "teacher": "ResShift teacher",
+    "flow-teacher": "Flow-matching teacher with prompts",
     "rsd": "One-step student, distilled by RSD",
     "vsd": "One-step student, distilled by ResShift-VSD",
+    "tsd": "One-step student of a text-to-image teacher, distilled by TSD-SR",
+    "osediff": "One-step student of a text-to-image teacher, distilled by OSEDiff",
     "sinsr": "One-step student, distilled by SinSR",
 }
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
-from distill.config import AnyRun, AutoencoderRun, DataConfig, DistillationRun, Run, TermsRun
+from distill.config import AnyRun, DataConfig, DistillationRun, FlowTeacherRun, Run, T2IRun, TeacherRun, TermsRun
 from distill.data import open_images, open_pairs
 from distill.memory import Forecast, forecast_trainer, library_bytes
 from distill.perceptual import BACKBONES, RANDOM
@@ -56,8 +57,11 @@ def plan(config: AnyRun) -> Plan:
         FileNotFoundError, ValueError: other bad input, as :func:`distill.tasks.build_task`.
     """
     accelerator = make_accelerator(config.device, config.precision)
-    baseline = library_bytes() if accelerator.device.type == "cpu" else 0
+    heavy = ("diffusers.models", "peft") if isinstance(config, T2IRun | FlowTeacherRun) else ()
+    baseline = library_bytes(heavy) if accelerator.device.type == "cpu" else 0
     missing: list[str] = []
+    frozen: list[nn.Module] = []
+    mode: Any = None
     if isinstance(config, TermsRun):
         config = _with_backbone(config, missing)
     if isinstance(config, DistillationRun):
@@ -66,14 +70,20 @@ def plan(config: AnyRun) -> Plan:
             missing.append(f"teacher: {description}")
         open_pairs(config, model.config.scale)
         task: Task = build_distillation(_on_generated(config), accelerator, model)
+    elif isinstance(config, T2IRun):
+        from distill.tasks.t2i_dry_run import empty_task
+
+        open_pairs(config, config.scale)
+        empty = empty_task(_on_generated(config), accelerator, missing)
+        task, frozen, mode = empty.task, empty.frozen, empty.mode
     else:
-        open_images(config) if isinstance(config, AutoencoderRun) else open_pairs(config, config.model.scale)
+        open_pairs(config, config.model.scale) if isinstance(config, TeacherRun) else open_images(config)
         task = build_task(_on_generated(config), accelerator)
     trainer = task.trainer
     networks = {player.name: count_parameters(player.network) for player in trainer.players}
     updates = {player.name: player.updates * max(0, config.steps - player.first_step) for player in trainer.players}
     images, accumulate = sum(updates.values()) * config.batch_size, trainer.accumulate
-    memory = forecast_trainer(trainer, baseline)
+    memory = forecast_trainer(trainer, baseline, frozen, mode)
     return Plan(
         networks,
         updates,

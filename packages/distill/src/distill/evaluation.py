@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sr_models.restorer import upsample
+from sr_models.geometry import upsample
 
 METRICS = ("PSNR-Y", "SSIM-Y", "PSNR-RGB", "sharpness")
 

@@ -15,7 +15,7 @@ import resource
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from distill.trainer import Trainer
 
 PARAMETERS, GRADIENTS, OPTIMIZER, ACTIVATIONS = "parameters", "gradients", "optimizer", "activations"
-AVERAGES = "averages"
+AVERAGES, FROZEN = "averages", "frozen networks"
 
 CUDA_BLOCK = 512
 """torch's CUDA allocator rounds every block up to this many bytes."""
@@ -263,7 +263,12 @@ class Forecast:
     by_part: Mapping[str, int]
 
 
-def forecast(simulate: Callable[[], object], device: torch.device | str, baseline_bytes: int | None = None) -> Forecast:
+def forecast(
+    simulate: Callable[[], object],
+    device: torch.device | str,
+    baseline_bytes: int | None = None,
+    mode: Any = None,
+) -> Forecast:
     """Run something on fake tensors and say how much memory it will take when it is run.
 
     Tensors from before may be real: they are met as fakes of the same size and keep their values. What was trained is
@@ -275,6 +280,7 @@ def forecast(simulate: Callable[[], object], device: torch.device | str, baselin
             gets 1, or 0.5 of floats. It must not load data in other processes.
         device: where the run will compute.
         baseline_bytes: of the process on the CPU, from before the run's networks were built; None: measured now.
+        mode: the FakeTensorMode in which fake networks were built (:func:`fake_weights`); None: a new one.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -284,7 +290,7 @@ def forecast(simulate: Callable[[], object], device: torch.device | str, baselin
     baseline = 0
     if kind == "cpu":
         baseline = library_bytes() if baseline_bytes is None else baseline_bytes
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with mode, _FakePeakBytes(mode) as meter, _Ones():
             named = simulate()
@@ -299,7 +305,35 @@ def forecast(simulate: Callable[[], object], device: torch.device | str, baselin
     return Forecast(kind, meter.peak(kind), baseline, total, parts)
 
 
-def forecast_trainer(trainer: Trainer, baseline_bytes: int) -> Forecast:
+def fake_weights(networks: Iterable[nn.Module], device: torch.device) -> Any:
+    """Replace the weights of networks on the meta device by fake ones, as if they lay in memory.
+
+    Args:
+        networks: changed.
+        device: where the weights seem to lie.
+
+    Returns:
+        The FakeTensorMode that they belong to; what is built on them is built within it.
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        for network in networks:
+            for module in network.modules():
+                for name, value in module._parameters.items():
+                    if value is not None:
+                        empty = torch.empty(value.shape, dtype=value.dtype, device=device)
+                        module._parameters[name] = nn.Parameter(empty, requires_grad=value.requires_grad)
+                for name, buffer in module._buffers.items():
+                    if buffer is not None:
+                        module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device=device)
+    return mode
+
+
+def forecast_trainer(
+    trainer: Trainer, baseline_bytes: int, frozen: Sequence[nn.Module] = (), mode: Any = None
+) -> Forecast:
     """Load one batch of a run's data and forecast the memory of its training; the trainer is of no use afterwards.
 
     Measuring before and after the training and writing checkpoints are not part of it.
@@ -307,6 +341,8 @@ def forecast_trainer(trainer: Trainer, baseline_bytes: int) -> Forecast:
     Args:
         trainer: of the run, fresh.
         baseline_bytes: :func:`library_bytes` from before the run's networks were built; 0 for a GPU.
+        frozen: networks that are used and not trained, for the name of what they hold.
+        mode: as :func:`forecast`.
     """
     batch = next(trainer.batches(0))
     trainer.use_batches(lambda start: itertools.repeat(batch))
@@ -318,14 +354,16 @@ def forecast_trainer(trainer: Trainer, baseline_bytes: int) -> Forecast:
     def simulate() -> dict[str, Any]:
         for _ in range(2):
             trainer.run_step()
-        return {AVERAGES: [player.ema for player in trainer.players if player.ema is not None]}
+        trained = [list(player.network.parameters()) for player in trainer.players]
+        averages = [player.ema for player in trainer.players if player.ema is not None]
+        return {FROZEN: list(frozen), PARAMETERS: trained, AVERAGES: averages}
 
-    return forecast(simulate, trainer.device, baseline_bytes)
+    return forecast(simulate, trainer.device, baseline_bytes, mode)
 
 
-def library_bytes() -> int:
-    """Resident set of this process with the libraries loaded that a run loads on its way."""
-    for name in ("torchmetrics.functional.image", "torch.utils.tensorboard"):
+def library_bytes(more: Sequence[str] = ()) -> int:
+    """Resident set of this process with the libraries loaded that a run loads on its way, and ``more`` of them."""
+    for name in ("torchmetrics.functional.image", "torch.utils.tensorboard", *more):
         importlib.import_module(name)
     layer = nn.Conv2d(1, 1, 1)
     optimizer = torch.optim.AdamW(layer.parameters())  # brings torch's compiler in, 150 MB

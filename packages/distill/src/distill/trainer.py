@@ -108,12 +108,14 @@ class Trainer:
     def __post_init__(self) -> None:
         self._source: Iterator[Any] | None = None
         self._waited = 0.0  # seconds for batches in this step
+        self._checked: set[str] = set()  # players whose parameters have all had a gradient
         self._losses: dict[str, nn.Module] = {}
         self._optimizers: dict[str, Any] = {}
         for player in self.players:
             player.network.requires_grad_(True)  # data-parallel training registers what is trainable now
         for player in self.players:
-            self._losses[player.name] = self.accelerator.prepare_model(PlayerLoss(player))
+            # The networks are where they belong: their optimizers already refer to their parameters.
+            self._losses[player.name] = self.accelerator.prepare_model(PlayerLoss(player), device_placement=False)
             self._optimizers[player.name] = self.accelerator.prepare_optimizer(player.optimizer)
         self._draws_in_layers = any(
             isinstance(module, nn.Dropout) and module.p > 0 for p in self.players for module in p.network.modules()
@@ -161,6 +163,9 @@ class Trainer:
             output = self._backward(player, part, last=index == self.accumulate - 1)
             parts.append(part)
             outputs.append(output)
+        if player.name not in self._checked:
+            _check_gradients(player)
+            self._checked.add(player.name)
         self.accelerator.unscale_gradients(optimizer)
         limit = self.clip_norm if self.clip_norm is not None else float("inf")
         norm = nn.utils.clip_grad_norm_(player.network.parameters(), limit)
@@ -227,6 +232,19 @@ class Trainer:
         if self._draws_in_layers:  # dropout reads the global generator
             torch.manual_seed(noise.layer_seed)
         return noise
+
+
+def _check_gradients(player: Player) -> None:
+    """Refuse to train a player of which a part gets no gradient: it would stay as it is, without a word.
+
+    An adapter that is not active when its loss is computed is such a part.
+    """
+    left = [name for name, parameter in player.network.named_parameters() if parameter.grad is None]
+    if left:
+        raise RuntimeError(
+            f"expected a gradient for every parameter of {player.name}, got none for {len(left)} of them ({left[0]}, "
+            "...); its loss does not depend on them: is an adapter inactive, or a result detached?"
+        )
 
 
 def _to(batch: Any, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""ResShift schedule, posterior and KL mathematics for numpy, torch and jax arrays."""
+"""ResShift and flow-matching schedules, transitions and divergences for numpy, torch and jax arrays."""
 
 from resshift_core.divergence import (
     distillation_normalizer,
@@ -6,30 +6,50 @@ from resshift_core.divergence import (
     kl_weights,
     path_kl,
     rsd_objective,
+    tsd_direction,
+    tsd_weights,
+    tsm_direction,
+    vsd_direction,
     vsd_weights,
+    x_0_normalized_vsd_direction,
 )
+from resshift_core.flow import DiffusionSchedule, FlowMatchingSchedule
 from resshift_core.gaussian import Gaussian, kl_divergence
 from resshift_core.schedule import ResShiftSchedule, student_timesteps
 from resshift_core.transitions import (
     deterministic_step,
+    euler_step,
+    flow_interpolate,
     forward_step,
     marginal,
+    noise_to_velocity,
+    noise_to_x_0,
     posterior,
     prior,
     scale_input,
     time_index,
+    velocity_to_noise,
+    velocity_to_x_0,
+    x_0_to_noise,
+    x_0_to_velocity,
 )
 
 __all__ = [
+    "DiffusionSchedule",
+    "FlowMatchingSchedule",
     "Gaussian",
     "ResShiftSchedule",
     "deterministic_step",
     "distillation_normalizer",
+    "euler_step",
     "fake_objective",
+    "flow_interpolate",
     "forward_step",
     "kl_divergence",
     "kl_weights",
     "marginal",
+    "noise_to_velocity",
+    "noise_to_x_0",
     "path_kl",
     "posterior",
     "prior",
@@ -37,5 +57,14 @@ __all__ = [
     "scale_input",
     "student_timesteps",
     "time_index",
+    "tsd_direction",
+    "tsd_weights",
+    "tsm_direction",
+    "velocity_to_noise",
+    "velocity_to_x_0",
+    "vsd_direction",
     "vsd_weights",
+    "x_0_normalized_vsd_direction",
+    "x_0_to_noise",
+    "x_0_to_velocity",
 ]

@@ -6,6 +6,9 @@ differentiable in torch. Gaussians and maps hold arrays (B, ...), pixels or late
 
 The output of a linear student, x_0_hat = slope x_T + offset + noise_scale epsilon, follows
 `Affine(slope, offset).push(x_T, noise_scale**2)`.
+
+The same holds for flow matching, z_t = (1 - sigma) x_0 + sigma noise: `ideal_velocity` is affine, and TSD-SR's
+directions are factors times latents.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import array_api_compat
 
 from resshift_core._arrays import Array, Time, coefficient, namespace_of, per_sample
+from resshift_core.divergence import _choose
 from resshift_core.gaussian import Gaussian, kl_divergence
-from resshift_core.transitions import deterministic_step, marginal, posterior
+from resshift_core.transitions import Sigma, deterministic_step, flow_interpolate, marginal, posterior
 
 if TYPE_CHECKING:
+    from resshift_core.divergence import Parameterisation
     from resshift_core.schedule import ResShiftSchedule
 
 
@@ -188,3 +193,64 @@ def deterministic_chain(schedule: ResShiftSchedule, denoiser: Denoiser, x_T: Gau
         offset = deterministic_step(schedule, xp.zeros_like(f.offset), f.offset, y_0, t)
         laws.append(Affine(slope, offset).push(laws[-1]))
     return laws[::-1]
+
+
+def ideal_velocity(x_0: Gaussian, sigma: Sigma) -> Affine:
+    """Return E[noise - x_0 | z_t] = -m + g (z_t - (1 - sigma) m) for x_0 ~ N(m, S), what flow matching learns.
+
+    g = (sigma - (1 - sigma) S) / V with V = (1 - sigma)^2 S + sigma^2 = Var z_t.
+
+    Args:
+        x_0: the law of clean latents, over (B, ...), S > 0.
+        sigma: noise level in 0..1, a number or an array (B,) or (B, 1, ..., 1).
+
+    Source: TSD-SR Section 3.4
+    """
+    xp = array_api_compat.array_namespace(x_0.mean)
+    one, zero = xp.ones_like(x_0.mean), xp.zeros_like(x_0.mean)
+    keep, level = flow_interpolate(one, zero, sigma), flow_interpolate(zero, one, sigma)
+    slope = (level - keep * x_0.variance) / (keep**2 * x_0.variance + level**2)
+    return Affine(slope, -x_0.mean - slope * keep * x_0.mean)
+
+
+def tsm_factor(variance: Array | float, sigma: Array | float, parameterisation: Parameterisation = "noise") -> Array:
+    """Return what multiplies z_hat - z in the TSM direction of an ideal teacher of latents with variance S.
+
+    With V = (1 - sigma)^2 S + sigma^2 it is (1 - sigma) sigma / V for noise, always > 0: descent pulls z_hat to z.
+    For velocity it is (1 - sigma) (sigma - (1 - sigma) S) / V, which pushes z_hat away where S > sigma / (1 - sigma).
+
+    Args:
+        variance: S > 0 of one direction of latent space, a number or an array.
+        sigma: noise level in (0, 1], a number or an array that broadcasts with it.
+        parameterisation: "noise" or "velocity".
+
+    Source: TSD-SR Eq. 4
+    """
+    keep = 1 - sigma
+    teacher = keep**2 * variance + sigma**2
+    return keep * _choose(parameterisation, sigma, sigma - keep * variance) / teacher
+
+
+def vsd_factor(
+    prior_variance: Array | float,
+    student_variance: Array | float,
+    sigma: Array | float,
+    parameterisation: Parameterisation = "noise",
+) -> Array:
+    """Return what multiplies z_hat_t in the VSD direction of ideal networks for latents N(0, S) and N(0, Q).
+
+    It is sigma (1 - sigma) (Q - S) / (V_S V_Q) for velocity and (1 - sigma) times that for noise, with V as in
+    `tsm_factor`: of the sign of Q - S, so descent brings the student's variance Q to the teacher's S.
+
+    Args:
+        prior_variance: S > 0, known to the teacher.
+        student_variance: Q > 0, known to the fake model.
+        sigma: noise level in (0, 1], a number or an array that broadcasts with the variances.
+        parameterisation: "noise" or "velocity".
+
+    Source: TSD-SR Eq. 3
+    """
+    keep = 1 - sigma
+    teacher, fake = (keep**2 * variance + sigma**2 for variance in (prior_variance, student_variance))
+    velocity = sigma * keep * (student_variance - prior_variance) / (teacher * fake)
+    return _choose(parameterisation, keep * velocity, velocity)

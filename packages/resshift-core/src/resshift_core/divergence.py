@@ -3,20 +3,29 @@
 f_teacher is f*(x_t, y_0, t), f_fake is f_phi(x_t, y_0, t), x_0_hat is the student's output, of which x_t is a
 noisy version: pixels or latents (B, ...), floating. Objectives return one value per sample, in the arrays'
 dtype (pass float32 where half precision is too coarse to sum in), unweighted: multiply by w_t if wanted.
+
+Directions of TSD-SR and OSEDiff are gradients with respect to the student's latent z_hat, (B, ...), also unweighted
+and of inputs that the caller detaches: minimise w/2 ||z_hat - stopgrad(z_hat - direction)||^2. Their v_* are velocities
+noise - x_0 that networks predict from the noisy student latent z_hat_t ("hat", fake) or the noisy real latent z_t.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
 from resshift_core._arrays import Array, Reduction, Time, coefficient, namespace_of, per_sample
+from resshift_core.transitions import Sigma, velocity_to_noise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from resshift_core.flow import FlowMatchingSchedule
     from resshift_core.schedule import ResShiftSchedule
+
+# What a direction is a difference of: the paper's print (noise) or its published code (velocity).
+Parameterisation: TypeAlias = Literal["noise", "velocity"]
 
 
 def kl_weights(schedule: ResShiftSchedule, *, clipped: bool = False) -> NDArray[np.float64]:
@@ -161,3 +170,131 @@ def distillation_normalizer(z_0_teacher: Array, z_0_student: Array, *, eps: floa
     mean = per_sample(xp, xp.abs(z_0_teacher - z_0_student), "mean")
     # 1e-8 is 0 in float16.
     return mean + max(eps, float(xp.finfo(mean.dtype).smallest_normal))
+
+
+def tsm_direction(
+    v_teacher_hat: Array,
+    v_teacher: Array,
+    z_hat_t: Array,
+    z_t: Array,
+    sigma: Sigma,
+    parameterisation: Parameterisation = "noise",
+) -> Array:
+    """Return e_psi(z_hat_t) - e_psi(z_t), target score matching; z_hat_t and z_t carry the same noise.
+
+    The two parameterisations are different objectives: as velocities the direction can push z_hat away from z
+    (docs/errata.md, section 11).
+
+    Args:
+        v_teacher_hat: (B, ...) the teacher's velocity at z_hat_t.
+        v_teacher: (B, ...) the teacher's velocity at z_t.
+        z_hat_t: (B, ...) the student's latent, noised.
+        z_t: (B, ...) the real latent, noised.
+        sigma: noise level, a number or an array (B,) or (B, 1, ..., 1).
+        parameterisation: "noise" or "velocity".
+
+    Raises:
+        ValueError: when shapes, dtypes, sigma or the parameterisation do not fit.
+
+    Source: TSD-SR Eq. 4
+    """
+    namespace_of(v_teacher_hat=v_teacher_hat, v_teacher=v_teacher, z_hat_t=z_hat_t, z_t=z_t)
+    difference = v_teacher_hat - v_teacher
+    # Linear: the noise of the differences is the difference of the noises.
+    noise = velocity_to_noise(difference, z_hat_t - z_t, sigma)
+    return _choose(parameterisation, noise, difference)
+
+
+def vsd_direction(
+    v_teacher_hat: Array, v_fake: Array, sigma: Sigma, parameterisation: Parameterisation = "noise"
+) -> Array:
+    """Return e_psi(z_hat_t) - e_phi(z_hat_t): as noise it is (1 - sigma) times the difference of velocities.
+
+    Args:
+        v_teacher_hat: (B, ...) the teacher's velocity at z_hat_t.
+        v_fake: (B, ...) the fake model's velocity at z_hat_t.
+        sigma: noise level, a number or an array (B,) or (B, 1, ..., 1).
+        parameterisation: "noise" or "velocity".
+
+    Raises:
+        ValueError: when shapes, dtypes, sigma or the parameterisation do not fit.
+
+    Source: TSD-SR Eq. 3
+    """
+    xp = namespace_of(v_teacher_hat=v_teacher_hat, v_fake=v_fake)
+    difference = v_teacher_hat - v_fake
+    return _choose(parameterisation, velocity_to_noise(difference, xp.zeros_like(difference), sigma), difference)
+
+
+def tsd_direction(
+    v_teacher_hat: Array,
+    v_teacher: Array,
+    v_fake: Array,
+    z_hat_t: Array,
+    z_t: Array,
+    sigma: Sigma,
+    vsd_weight: float,
+    parameterisation: Parameterisation = "noise",
+) -> Array:
+    """Return (1 - vsd_weight) tsm_direction + vsd_weight vsd_direction, whose arguments these are.
+
+    Args:
+        v_teacher_hat: (B, ...) the teacher's velocity at z_hat_t.
+        v_teacher: (B, ...) the teacher's velocity at z_t.
+        v_fake: (B, ...) the fake model's velocity at z_hat_t.
+        z_hat_t: (B, ...) the student's latent, noised.
+        z_t: (B, ...) the real latent, noised.
+        sigma: noise level, a number or an array (B,) or (B, 1, ..., 1).
+        vsd_weight: lambda in 0..1.
+        parameterisation: "noise" or "velocity".
+
+    Raises:
+        ValueError: when vsd_weight is not in 0..1, or shapes, dtypes, sigma or the parameterisation do not fit.
+
+    Source: TSD-SR Eq. 5
+    """
+    if not 0 <= vsd_weight <= 1:
+        raise ValueError(f"expected vsd_weight in 0..1, got {vsd_weight}; it is lambda, and 1 is VSD alone")
+    tsm = tsm_direction(v_teacher_hat, v_teacher, z_hat_t, z_t, sigma, parameterisation)
+    return (1 - vsd_weight) * tsm + vsd_weight * vsd_direction(v_teacher_hat, v_fake, sigma, parameterisation)
+
+
+def tsd_weights(schedule: FlowMatchingSchedule) -> NDArray[np.float64]:
+    """Return w = sigma^2, the published weight of a direction; the paper leaves w(t) open. float64 (T,), by index."""
+    return schedule.sigmas**2
+
+
+def x_0_normalized_vsd_direction(x_0_fake: Array, x_0_teacher: Array, x_0_hat: Array, *, eps: float = 1e-8) -> Array:
+    """Return (x_0_fake - x_0_teacher) / mean |x_0_hat - x_0_teacher|, VSD with OSEDiff's weight per sample.
+
+    Fake minus teacher: predictions of x_0 differ with the opposite sign of predictions of noise.
+
+    Args:
+        x_0_fake: (B, ...) the fake model's prediction of the latent.
+        x_0_teacher: (B, ...) the teacher's prediction of the latent.
+        x_0_hat: (B, ...) the student's latent.
+        eps: > 0, keeps the divisor above 0, as in `distillation_normalizer`.
+
+    Raises:
+        ValueError: when eps is not above 0, shapes differ or dtypes are not floating.
+
+    Source: OSEDiff's published code
+    """
+    xp = namespace_of(x_0_fake=x_0_fake, x_0_teacher=x_0_teacher, x_0_hat=x_0_hat)
+    scale = distillation_normalizer(x_0_teacher, x_0_hat, eps=eps)
+    return (x_0_fake - x_0_teacher) / xp.reshape(scale, (-1,) + (1,) * (x_0_hat.ndim - 1))
+
+
+def _choose(parameterisation: Parameterisation, noise: Array, velocity: Array) -> Array:
+    """Return one of the two.
+
+    Raises:
+        ValueError: when the name is unknown.
+    """
+    if parameterisation == "noise":
+        return noise
+    if parameterisation == "velocity":
+        return velocity
+    raise ValueError(
+        f"expected parameterisation 'noise' or 'velocity', got {parameterisation!r}; choose one of the two"
+    )

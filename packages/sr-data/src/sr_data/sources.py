@@ -157,6 +157,10 @@ class HRFolder:
         _check_size(path, image.shape[0], image.shape[1], size)
         return random_crop(image, size, self.seed, index)
 
+    def name(self, index: int) -> str:
+        """Return the path in the folder, without suffix, of the file that crop `index` >= 0 is cut from."""
+        return self.paths[self.position(index)].relative_to(self.paths.folder).with_suffix("").as_posix()
+
     def position(self, index: int) -> int:
         """Return which of the sorted files crop `index` >= 0 is cut from."""
         epoch, place = divmod(index, len(self.paths))
@@ -233,6 +237,10 @@ class PairedFolder:
                 f"expected {hr_path} to be exactly {self.scale} times {lr_path}, got {hr[1]}x{hr[0]} and "
                 f"{lr[1]}x{lr[0]}; crop the larger one to {fitting} or set another scale"
             )
+
+    def name(self, index: int) -> str:
+        """Return the name of pair `index`, as `HRFolder.name`."""
+        return self._hr.name(index)
 
     def pair(self, index: int, hr_size: int) -> tuple[Pixels, Pixels]:
         """Return aligned crops number `index` >= 0: (hr_size, hr_size, 3) and hr_size / scale, uint8."""

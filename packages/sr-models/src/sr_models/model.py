@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
 from resshift_core import ResShiftSchedule
 from sr_models.autoencoder import AutoencoderConfig, VQAutoencoder
 from sr_models.denoiser import Denoiser
+from sr_models.geometry import upsample
 from sr_models.swin_unet import SwinUNet, SwinUNetConfig
 
 Kind = Literal["teacher", "student"]
@@ -80,3 +84,47 @@ class SRModel:
     def denoiser(self) -> Denoiser:
         """The U-Net with its schedule."""
         return Denoiser(self.unet, self.config.schedule.build())
+
+    @property
+    def scale(self) -> int:
+        """Enlargement."""
+        return self.config.scale
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Numbers of network evaluations that it can restore in, the usual one first."""
+        return (1,) if self.kind == "student" else (self.config.schedule.num_steps, 1)
+
+    @property
+    def lr_multiple(self) -> int:
+        """LR height and width have to be multiples of this, so that latents fit the windows at every level."""
+        pixels = self.config.unet.multiple * self.config.autoencoder.factor
+        return pixels // math.gcd(pixels, self.scale)
+
+    def to(self, device: torch.device) -> None:
+        """Move the networks and put them in eval mode."""
+        self.unet.to(device).eval()
+        self.autoencoder.to(device).eval()
+
+    def noise_shape(self, batch: int, height: int, width: int, steps: int) -> tuple[int, ...]:
+        """Shape of the noise for LR images of this size: (1 or steps + 1, B, latent + noise channels, H, W)."""
+        channels = self.config.unet.latent_channels + self.config.unet.noise_channels
+        latent = (edge * self.scale // self.config.autoencoder.factor for edge in (height, width))
+        return (1 if steps == 1 else steps + 1, batch, channels, *latent)
+
+    def restore(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
+        """LR images, pixels [-1, 1], (B, 3, h, w) of whole multiples, to SR images, not clamped.
+
+        Args:
+            lr: on the networks' device.
+            noise: N(0, 1) of :meth:`noise_shape`.
+            steps: one of :attr:`steps`.
+        """
+        z_y = self.autoencoder.encode(upsample(lr, self.scale))
+        channels = z_y.shape[1]
+        if steps == 1:
+            epsilon = noise[0, :, channels:] if noise.shape[2] > channels else None
+            z_0 = self.denoiser.one_step(z_y, lr, noise[0, :, :channels], epsilon)
+        else:
+            z_0 = self.denoiser.sample(z_y, lr, noise)
+        return self.autoencoder.decode(z_0)

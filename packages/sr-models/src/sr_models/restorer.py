@@ -2,41 +2,71 @@
 
 from __future__ import annotations
 
-import math
 import os
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from sr_models import store
-from sr_models.model import SRModel
+from sr_models.geometry import TILE_OVERLAP, pad_to_multiple, round_up, scaled, tile_ramp, tile_spans
 
 LARGEST_UNTILED = 512 * 512
 """LR pixels that are restored in one piece when nobody asks for tiles."""
 AUTO_TILE = 256
-TILE_OVERLAP = 32
-"""LR pixels that neighbouring tiles share and in which one fades into the other."""
+
+
+class Restorable(Protocol):
+    """What :class:`SuperResolver` asks of a model."""
+
+    @property
+    def kind(self) -> str:
+        """What it is called in errors."""
+        ...
+
+    @property
+    def scale(self) -> int:
+        """Enlargement."""
+        ...
+
+    @property
+    def lr_multiple(self) -> int:
+        """LR height and width have to be multiples of this."""
+        ...
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Numbers of network evaluations that it can restore in, the usual one first."""
+        ...
+
+    def to(self, device: torch.device) -> None:
+        """Move the networks and put them in eval mode."""
+        ...
+
+    def noise_shape(self, batch: int, height: int, width: int, steps: int) -> tuple[int, ...]:
+        """Shape (..., H, W) of the N(0, 1) that :meth:`restore` takes for LR images of this size."""
+        ...
+
+    def restore(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
+        """LR images, pixels [-1, 1], (B, 3, h, w) of whole multiples, to SR images, not clamped."""
+        ...
 
 
 class SuperResolver:
     """Restores photographs with a model: one step for a student, the whole chain for a teacher.
 
     Args:
-        model: networks, schedule and scale.
+        model: networks, schedule and scale, such as :class:`sr_models.SRModel`.
         device: where to compute.
     """
 
-    def __init__(self, model: SRModel, device: torch.device | str = "cpu") -> None:
+    def __init__(self, model: Restorable, device: torch.device | str = "cpu") -> None:
         self.model = model
         self.device = torch.device(device)
-        self.denoiser = model.denoiser
-        model.unet.to(self.device).eval()
-        model.autoencoder.to(self.device).eval()
+        model.to(self.device)
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str] = "tiny-student", device: torch.device | str = "cpu") -> Self:
@@ -46,12 +76,17 @@ class SuperResolver:
             FileNotFoundError: no such model.
             ValueError: the files are truncated, changed, or of another kind.
         """
+        if store.read_about(name)["kind"] == "t2i-student":
+            # diffusers is heavy and optional: only this family needs it
+            from sr_models.t2i.folder import load_student
+
+            return cls(load_student(name), device)
         return cls(store.load_model(name), device)
 
     @property
     def scale(self) -> int:
         """Enlargement of the model."""
-        return self.model.config.scale
+        return self.model.scale
 
     def upscale(
         self,
@@ -108,7 +143,8 @@ class SuperResolver:
         height, width = lr.shape[-2:]
         padded = pad_to_multiple(lr, self.lr_multiple)
         # One noise field for the whole picture: tiles that overlap agree about it, whatever their order.
-        noise = self._noise(padded, generator, steps)
+        batch, _, rows, columns = padded.shape
+        noise = torch.randn(self.model.noise_shape(batch, rows, columns, steps), generator=generator)
         if tile is None:
             tile = AUTO_TILE if height * width > LARGEST_UNTILED else 0
         if tile and tile < max(padded.shape[-2:]):
@@ -119,15 +155,7 @@ class SuperResolver:
 
     def _restore_whole(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
         """Restore LR images of whole multiples; ``noise`` as from :meth:`_noise`."""
-        lr, noise = lr.to(self.device), noise.to(self.device)
-        z_y = self.model.autoencoder.encode(upsample(lr, self.scale))
-        channels = z_y.shape[1]
-        if steps == 1:
-            epsilon = noise[0, :, channels:] if noise.shape[2] > channels else None
-            z_0 = self.denoiser.one_step(z_y, lr, noise[0, :, :channels], epsilon)
-        else:
-            z_0 = self.denoiser.sample(z_y, lr, noise)
-        return self.model.autoencoder.decode(z_0).clamp(-1, 1).cpu()
+        return self.model.restore(lr.to(self.device), noise.to(self.device), steps).clamp(-1, 1).cpu()
 
     def _restore_tiles(self, lr: Tensor, noise: Tensor, steps: int, tile: int) -> Tensor:
         """Restore tile by tile and blend the overlaps with linear ramps."""
@@ -149,79 +177,13 @@ class SuperResolver:
         return out.div_(weight)
 
     def _steps(self, steps: int | None) -> int:
-        total = self.model.config.schedule.num_steps
-        if self.model.kind == "student":
-            allowed, default = {1}, 1
-        else:
-            allowed, default = {1, total}, total
-        chosen = default if steps is None else steps
-        if chosen not in allowed:
-            options = " or ".join(str(option) for option in sorted(allowed))
+        chosen = self.model.steps[0] if steps is None else steps
+        if chosen not in self.model.steps:
+            options = " or ".join(str(option) for option in sorted(self.model.steps))
             raise ValueError(f"expected steps={options} for this {self.model.kind}, got {chosen}")
         return chosen
 
-    def _noise(self, lr: Tensor, generator: torch.Generator, steps: int) -> Tensor:
-        """Draw N(0, 1) for the whole picture: (1 or steps + 1, B, latent + noise channels, H, W)."""
-        config = self.model.config
-        channels = config.unet.latent_channels + config.unet.noise_channels
-        height, width = (edge * self.scale // config.autoencoder.factor for edge in lr.shape[-2:])
-        fields = 1 if steps == 1 else steps + 1
-        return torch.randn((fields, lr.shape[0], channels, height, width), generator=generator)
-
     @property
     def lr_multiple(self) -> int:
-        """LR height and width are padded to a multiple of this, so that latents fit the windows at every level."""
-        latent = self.model.config.unet.multiple
-        pixels = latent * self.model.config.autoencoder.factor
-        return pixels // math.gcd(pixels, self.scale)
-
-
-def upsample(lr: Tensor, scale: int) -> Tensor:
-    """Bicubic upsampling by ``scale``, pixels [-1, 1], clamped: what the encoder sees of the LR image."""
-    return F.interpolate(lr, scale_factor=float(scale), mode="bicubic", align_corners=False).clamp(-1, 1)
-
-
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Pad right and bottom to a multiple by reflection, or by replication where the image is too small to reflect."""
-    height, width = image.shape[-2:]
-    bottom, right = -height % multiple, -width % multiple
-    if not (bottom or right):
-        return image
-    mode = "reflect" if bottom < height and right < width else "replicate"
-    return F.pad(image, (0, right, 0, bottom), mode=mode)
-
-
-def round_up(value: int, multiple: int) -> int:
-    """Return the smallest multiple that is at least ``value``."""
-    return -(-value // multiple) * multiple
-
-
-def tile_spans(length: int, tile: int, overlap: int, multiple: int) -> list[slice]:
-    """Cut 0..length into spans of ``tile`` that overlap by at least ``overlap`` and start at multiples.
-
-    Args:
-        length: a multiple of ``multiple``.
-        tile: a multiple of ``multiple``, larger than ``overlap``; the last span ends at ``length``.
-        overlap: at least this many positions are shared.
-        multiple: latents of tiles line up with those of the picture.
-    """
-    stride = max((tile - overlap) // multiple, 1) * multiple
-    starts = [*range(0, max(length - tile, 0), stride), max(length - tile, 0)]
-    return [slice(start, min(start + tile, length)) for start in starts]
-
-
-def scaled(span: slice, factor: float) -> slice:
-    """Return the same span in a picture ``factor`` times as large."""
-    return slice(int(span.start * factor), int(span.stop * factor))
-
-
-def tile_ramp(span: slice, length: int, scale: int) -> Tensor:
-    """Weights of a tile along one axis, (tile * scale,): fading at both ends, except at the border of the picture."""
-    size, fade = (span.stop - span.start) * scale, TILE_OVERLAP * scale
-    position = torch.arange(size) + 0.5
-    ramp = torch.ones(size)
-    if span.start > 0:
-        ramp = torch.minimum(ramp, position / fade)
-    if span.stop < length:
-        ramp = torch.minimum(ramp, (size - position) / fade)
-    return ramp
+        """LR height and width are padded to a multiple of this."""
+        return self.model.lr_multiple

@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
@@ -152,6 +152,52 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write_folder(
+    folder: Path, fill: Callable[[Path], None], fields: Mapping[str, Any], about: Mapping[str, Any] | None
+) -> None:
+    """Write a model folder, whole or not at all.
+
+    Args:
+        folder: a folder that does not exist yet.
+        fill: writes the files into the folder it is given.
+        fields: of ``config.json``, beside format, sha256 and provenance.
+        about: provenance.
+
+    Raises:
+        FileExistsError: ``folder`` exists.
+    """
+    if folder.exists():
+        raise FileExistsError(f"expected a new folder, got {folder}, which exists; choose another name")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".tmp", dir=folder.parent))
+    try:
+        partial.chmod(0o755)
+        fill(partial)
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        for path in files:
+            path.chmod(0o644)
+        hashes = {path.relative_to(partial).as_posix(): sha256(path) for path in files}
+        content = {"format": FORMAT, **fields, "sha256": hashes, "about": dict(about or {})}
+        (partial / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def check_files(folder: Path) -> dict[str, Any]:
+    """Compare every file that ``config.json`` names with its sha256; return the content of ``config.json``.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: a file is truncated or changed.
+    """
+    content = _read_config(folder)
+    for name in content["sha256"]:
+        _check_file(folder, name, content)
+    return content
+
+
 def _write(
     folder: Path,
     networks: Mapping[str, nn.Module],
@@ -159,24 +205,12 @@ def _write(
     dtype: torch.dtype,
     about: Mapping[str, Any] | None,
 ) -> None:
-    if folder.exists():
-        raise FileExistsError(f"expected a new folder, got {folder}, which exists; choose another name")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".tmp", dir=folder.parent))
-    try:
-        partial.chmod(0o755)
-        hashes = {}
+    def fill(path: Path) -> None:
         for name, network in networks.items():
             tensors = {key: value.detach().cpu().to(dtype).contiguous() for key, value in network.state_dict().items()}
-            save_file(tensors, partial / name)
-            (partial / name).chmod(0o644)
-            hashes[name] = sha256(partial / name)
-        content = {"format": FORMAT, **fields, "sha256": hashes, "about": dict(about or {})}
-        (partial / CONFIG).write_text(json.dumps(content, indent=2) + "\n")
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+            save_file(tensors, path / name)
+
+    write_folder(folder, fill, fields, about)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -207,13 +241,7 @@ def _validate(kind: type[Config], content: Mapping[str, Any], key: str, folder: 
 
 
 def _load_tensors(network: nn.Module, folder: Path, name: str, content: Mapping[str, Any]) -> None:
-    path = folder / name
-    if not path.is_file():
-        raise FileNotFoundError(f"expected weights at {path}, got no such file; restore the folder")
-    if sha256(path) != content["sha256"].get(name):
-        raise ValueError(
-            f"expected {path} with the sha256 in {CONFIG}, got other bytes (truncated or changed); restore the file"
-        )
+    path = _check_file(folder, name, content)
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -222,6 +250,17 @@ def _load_tensors(network: nn.Module, folder: Path, name: str, content: Mapping[
     if wrong := _differences(own, tensors):
         raise ValueError(f"expected the tensors that {CONFIG} describes in {path}, got others: {wrong}")
     network.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()})
+
+
+def _check_file(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(f"expected weights at {path}, got no such file; restore the folder")
+    if sha256(path) != content["sha256"].get(name):
+        raise ValueError(
+            f"expected {path} with the sha256 in {CONFIG}, got other bytes (truncated or changed); restore the file"
+        )
+    return path
 
 
 def _differences(own: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> str:

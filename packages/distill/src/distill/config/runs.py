@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -10,12 +11,16 @@ from pydantic import Field, field_validator, model_validator
 from distill.config.sections import (
     CheckpointConfig,
     CodebookConfig,
+    DASMConfig,
     DataConfig,
+    FlowTeacherConfig,
     GuardConfig,
     LPIPSConfig,
     OptimizerConfig,
     PatchGANConfig,
+    PromptsConfig,
     Section,
+    TSDScheduleConfig,
     ValidationConfig,
 )
 from sr_models.model import ModelConfig
@@ -168,6 +173,22 @@ class TeacherRun(LatentRun):
         return self
 
 
+class FlowTeacherRun(RunConfig):
+    """Train a small text-to-image teacher by flow matching, in diffusers' own classes."""
+
+    task: Literal["flow-teacher"] = "flow-teacher"
+    model: FlowTeacherConfig = FlowTeacherConfig()
+    autoencoder: str = Field(description="shipped name or folder; it becomes an AutoencoderKL")
+    null_percent: int = Field(default=15, ge=0, le=100, description="of the samples are trained with the null prompt")
+    default_percent: int = Field(default=10, ge=0, le=100, description="of the samples get the default prompt")
+
+    @model_validator(mode="after")
+    def _prompts_left(self) -> Self:
+        if self.null_percent + self.default_percent > 100:
+            raise ValueError("expected null_percent + default_percent of at most 100; make one smaller")
+        return self
+
+
 class DistillationRun(LatentRun):
     """Distil a teacher into a one-step student."""
 
@@ -213,4 +234,68 @@ class SinSRRun(DistillationRun):
     )
 
 
-AnyRun = AutoencoderRun | TeacherRun | DistillationRun
+class T2IRun(TermsRun):
+    """Distil a text-to-image teacher into a one-step student: LoRA on its network and on the VAE's encoder.
+
+    ``optimizer`` is the student's; the fake model's differs in its learning rate.
+    """
+
+    base: str = Field(description="the teacher: shipped name, diffusers folder or hub id")
+    base_dtype: Literal["bfloat16", "float16"] | None = Field(
+        default=None, description="of the frozen weights; null: float32; the adapters stay in float32"
+    )
+    teacher_lora: Path | None = Field(
+        default=None, description="adapters of the teacher, in the published layout (teacher.safetensors)"
+    )
+    scale: int = Field(default=4, ge=1)
+    rank: int = Field(default=64, ge=1, description="of the student's LoRA")
+    vae_rank: int = Field(default=64, ge=1, description="of the LoRA of the VAE's encoder")
+    fake_rank: int = Field(default=64, ge=1, description="of the fake model's LoRA")
+    fake_lr: float = Field(gt=0)
+    fake_updates: int = Field(default=1, ge=1, description="of the fake model, for one of the student")
+    guidance: float = Field(default=7.5, ge=1, description="scale of classifier-free guidance; 1: none")
+    prompts: PromptsConfig = PromptsConfig()
+    times: tuple[int, int] = Field(description="first and last index of the times that are drawn for the student")
+
+    @model_validator(mode="after")
+    def _times_in_order(self) -> Self:
+        if not 0 <= self.times[0] <= self.times[1]:
+            raise ValueError(f"expected times=[first, last] with 0 <= first <= last, got {list(self.times)}; swap them")
+        return self
+
+
+class TSDRun(T2IRun):
+    """TSD-SR: target score distillation with distribution-aware sampling.
+
+    ``terms`` are the weighted terms of the student's loss (Eq. 7, 8). ``features`` compares features of the frozen
+    VAE's encoder: it stands in for LPIPS where no pretrained backbone can be had.
+    """
+
+    task: Literal["tsd"] = "tsd"
+    terms: dict[Literal["distillation", "lpips", "features", "latent_mse", "pixel_mse"], float] = Field(
+        default={"distillation": 1.0, "lpips": 1.0, "latent_mse": 1.0},
+        description="weights of the student's loss terms",
+    )
+    parameterisation: Literal["noise", "velocity"] = Field(
+        default="noise", description="what stands for the paper's epsilon; velocity: as published code has it"
+    )
+    times: tuple[int, int] = (50, 949)
+    dasm: DASMConfig = DASMConfig()
+    schedule: TSDScheduleConfig = TSDScheduleConfig()
+
+
+class OSEDiffRun(T2IRun):
+    """OSEDiff: variational score distillation with pixel MSE and LPIPS."""
+
+    task: Literal["osediff"] = "osediff"
+    terms: dict[Literal["distillation", "lpips", "features", "latent_mse", "pixel_mse"], float] = Field(
+        default={"distillation": 1.0, "lpips": 2.0, "pixel_mse": 1.0},
+        description="weights of the student's loss terms",
+    )
+    times: tuple[int, int] = (20, 980)
+    student_prompt: Literal["default", "own"] = Field(
+        default="default", description="what the student gets in training; in use it gets the default"
+    )
+
+
+AnyRun = T2IRun | FlowTeacherRun | AutoencoderRun | TeacherRun | DistillationRun

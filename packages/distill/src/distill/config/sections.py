@@ -106,6 +106,74 @@ class LPIPSConfig(Section):
     )
 
 
+class FlowTeacherConfig(Section):
+    """Sizes of a flow-matching teacher, an SD3Transformer2DModel, and its schedule."""
+
+    layers: int = Field(default=5, ge=1)
+    heads: int = Field(default=6, ge=1)
+    head_channels: int = Field(default=16, ge=4)
+    patch: int = Field(default=2, ge=1)
+    prompt_tokens: int = Field(default=4, ge=1)
+    prompt_channels: int = Field(default=32, ge=1)
+    num_steps: int = Field(default=1000, ge=2)
+    shift: float = Field(default=3.0, gt=0, description="of the table of sigmas, as SD3's")
+
+
+class PromptsConfig(Section):
+    """Which prompts a text-to-image teacher sees."""
+
+    folder: Path | None = Field(default=None, description="of sr-distill data prompts; null: those of the base")
+    own: Literal["name", "detail", "default"] = Field(
+        default="name",
+        description="each image's prompt: under its file's name; by its amount of detail (the small teacher that "
+        "ships); or the default for all",
+    )
+
+
+class RampConfig(Section):
+    """A number that moves in a straight line from the first update to the last."""
+
+    start: float = Field(ge=0)
+    end: float = Field(ge=0)
+
+    def at(self, progress: float) -> float:
+        """The number when the part ``progress`` (0 to 1) of the run is over."""
+        return self.start + (self.end - self.start) * min(progress, 1.0)
+
+
+class DASMConfig(Section):
+    """Distribution-aware sampling: directions along N Euler steps (TSD-SR Algorithm 1)."""
+
+    weights: tuple[float, ...] = Field(
+        default=(1.0, 0.3, 0.3, 0.3), min_length=1, description="of the directions at the N times, noisiest first"
+    )
+    stride: int = Field(default=50, ge=1, description="s, indexes between two times")
+    bias: int = Field(default=25, ge=0, description="the last index moves by up to this at random")
+
+
+class TSDScheduleConfig(Section):
+    """What changes in the course of a TSD run; the two phases of the paper are the two step numbers."""
+
+    latent_mse_until: int | None = Field(
+        default=None, ge=0, description="updates of the student with the term latent_mse; null: all"
+    )
+    dasm_from: int | None = Field(
+        default=0, ge=0, description="updates of the student before DASM begins; null: it never does"
+    )
+    gamma_1: RampConfig = Field(
+        default=RampConfig(start=1.0, end=2.0), description="factor of the perceptual terms (Eq. 7)"
+    )
+    vsd_weight: RampConfig = Field(
+        default=RampConfig(start=0.7, end=0.3), description="lambda (Eq. 5): share of VSD; the rest is TSM"
+    )
+
+    @model_validator(mode="after")
+    def _is_a_share(self) -> Self:
+        if max(self.vsd_weight.start, self.vsd_weight.end) > 1:
+            raise ValueError("expected vsd_weight between 0 (TSM alone) and 1 (VSD alone); set both ends so")
+        return self
+
+
 class CodebookConfig(Section):
     """How the codes of an autoencoder with a codebook learn, and what becomes of codes that nothing uses."""
 

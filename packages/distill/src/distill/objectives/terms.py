@@ -6,7 +6,7 @@ run's configuration.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,11 +17,25 @@ from torch import Tensor, nn
 from distill.objectives.output import Latents, TermValue, squared_error, widen
 
 
+class Pairs(Protocol):
+    """A batch with what one-step outputs are compared to."""
+
+    @property
+    def hr(self) -> Tensor:
+        """HR image, pixels [-1, 1]."""
+        ...
+
+    @property
+    def z_0(self) -> Tensor:
+        """Scaled latent of the HR image."""
+        ...
+
+
 class OneStepPass(Protocol):
     """A pass that has the one-step output at T."""
 
     @property
-    def latents(self) -> Latents:
+    def latents(self) -> Pairs:
         """The batch."""
         ...
 
@@ -144,6 +158,28 @@ class DiscriminatorGAN:
         with torch.no_grad():
             right = torch.cat([real > 0, generated < 0]).float().mean()
         return TermValue(F.softplus(-real) + F.softplus(generated), {"gan_accuracy": right})
+
+
+@dataclass(frozen=True)
+class Features:
+    """Distance of the decoded one-step output to the HR image in the features of a network that has not seen it all.
+
+    Features are scaled to unit length at every position, as LPIPS does, and compared layer by layer. Of the VAE's own
+    encoder they stand in for LPIPS where no ImageNet backbone can be had; what people see they know less of.
+
+    Args:
+        read: from pixels [-1, 1] (B, 3, h, w) to features (B, C, H, W) of several layers, differentiable.
+    """
+
+    read: Callable[[Tensor], Sequence[Tensor]]
+
+    def __call__(self, step: OneStepPass) -> TermValue:
+        """Return the distance of each sample: the sum over layers of the mean squared distance at a position."""
+        with torch.no_grad():
+            wanted = [F.normalize(widen(layer), dim=1) for layer in self.read(step.latents.hr)]
+        found = [F.normalize(widen(layer), dim=1) for layer in self.read(step.pixels)]
+        distances = [(one - other).square().sum(1).flatten(1).mean(1) for one, other in zip(found, wanted, strict=True)]
+        return TermValue(torch.stack(distances).sum(0))
 
 
 def latent_mse(step: OneStepPass) -> TermValue:

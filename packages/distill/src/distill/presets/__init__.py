@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from distill.config import AnyRun
-from distill.presets import paper, tiny, vq
+from distill.presets import paper, t2i, tiny, vq
 
 PRESETS: dict[str, dict[str, Callable[[], AnyRun]]] = {
     "autoencoder": {"tiny": tiny.autoencoder, "tiny-vq": vq.tiny_vq, "vq-f4": vq.vq_f4},
@@ -23,6 +23,9 @@ PRESETS: dict[str, dict[str, Callable[[], AnyRun]]] = {
         "sinsr-paper": paper.sinsr_paper,
         "sinsr-distill-only": paper.sinsr_distill_only,
     },
+    "flow-teacher": {"tiny": t2i.flow_teacher},
+    "tsd": {"tiny": t2i.tsd, "sd3-paper": t2i.sd3_paper, "sd3-24gb": t2i.sd3_24gb},
+    "osediff": {"tiny": t2i.osediff, "sd21-paper": t2i.sd21_paper},
 }
 
 

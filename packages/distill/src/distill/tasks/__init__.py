@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from accelerate import Accelerator
 
-from distill.config import AnyRun, AutoencoderRun, DistillationRun, FakeModelRun, SinSRRun, TeacherRun
+from distill.config import (
+    AnyRun,
+    AutoencoderRun,
+    DistillationRun,
+    FakeModelRun,
+    FlowTeacherRun,
+    SinSRRun,
+    T2IRun,
+    TeacherRun,
+)
 from distill.ranks import make_accelerator
 from distill.tasks.autoencoder import autoencoder_task
 from distill.tasks.common import Task
@@ -25,6 +34,15 @@ def build_task(config: AnyRun, accelerator: Accelerator | None = None) -> Task:
     match config:
         case AutoencoderRun():
             return autoencoder_task(config, accelerator)
+        case FlowTeacherRun():
+            # diffusers is heavy and optional: only this family needs it
+            from distill.tasks.flow_teacher import flow_teacher_task
+
+            return flow_teacher_task(config, accelerator)
+        case T2IRun():
+            from distill.tasks.t2i import t2i_task
+
+            return t2i_task(config, accelerator)
         case TeacherRun():
             return teacher_task(config, accelerator)
         case _:

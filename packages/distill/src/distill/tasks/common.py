@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -25,8 +25,9 @@ from distill.objectives.output import Latents, ObjectiveOutput, TermValue, Weigh
 from distill.perceptual import Perceptual, load_lpips
 from distill.trainer import Player, Trainer
 from sr_data.datasets import make_generator
-from sr_models import SRModel, SuperResolver, SwinUNet, VQAutoencoder
-from sr_models.restorer import upsample
+from sr_models import SuperResolver, SwinUNet, VQAutoencoder
+from sr_models.geometry import upsample
+from sr_models.restorer import Restorable
 
 Network = TypeVar("Network", bound=nn.Module)
 Pass = TypeVar("Pass")
@@ -64,9 +65,12 @@ def set_up(network: Network, config: RunConfig) -> Network:
     """Apply what the configuration says of memory and speed to a network that gradients flow through."""
     if isinstance(network, SwinUNet):
         network.checkpointing = config.checkpointing
+    elif config.checkpointing and hasattr(network, "enable_gradient_checkpointing"):
+        cast(Any, network).enable_gradient_checkpointing()  # diffusers' networks
     if config.compile is not None:
         # An autoencoder is called by its two halves, never as a whole.
-        parts = (network.encoder, network.decoder) if isinstance(network, VQAutoencoder) else (network,)
+        halves = isinstance(network, VQAutoencoder) or hasattr(network, "quant_conv")
+        parts: tuple[Any, ...] = (network.encoder, network.decoder) if halves else (network,)
         try:
             for part in parts:
                 part.compile(backend=config.compile)
@@ -116,9 +120,20 @@ def make_player(
     *,
     updates: int = 1,
     ema: bool = True,
+    optimizer_config: OptimizerConfig | None = None,
 ) -> Player:
-    """Give a network its optimizer, learning-rate schedule and average."""
-    chosen = config.optimizer
+    """Give a network its optimizer, learning-rate schedule and average.
+
+    Args:
+        name: of the player.
+        network: trained.
+        config: of the run.
+        loss: of the player.
+        updates: optimizer steps in one turn.
+        ema: whether it has an average.
+        optimizer_config: None: the run's.
+    """
+    chosen = optimizer_config or config.optimizer
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=chosen.lr, betas=chosen.betas, weight_decay=chosen.weight_decay
     )
@@ -211,7 +226,7 @@ def latents_of(autoencoder: VQAutoencoder, lr: Tensor, hr: Tensor, scale: int) -
         return Latents(lr, hr, z_y, autoencoder.encode(hr.to(dtype)).float())
 
 
-def restore(model: SRModel, lr: Tensor, device: torch.device, steps: int | None = None) -> Tensor:
+def restore(model: Restorable, lr: Tensor, device: torch.device, steps: int | None = None) -> Tensor:
     """Restore validation images; the noise is the same every time."""
     return SuperResolver(model, device).restore(lr, torch.Generator().manual_seed(0), steps=steps)
 
