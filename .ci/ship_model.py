@@ -1,6 +1,6 @@
 """Copy a run's model into the sr-models package: ``uv run python .ci/ship_model.py runs/RUN NAME [TABLE.md]``.
 
-The shipped teacher and student take their autoencoder from ``tiny-autoencoder`` beside them instead of carrying it
+The shipped ResShift teacher and student take their autoencoder from ``tiny-autoencoder`` beside them instead of carrying it
 twice more. TABLE.md, as ``sr-bench quality`` writes it for the 34 RealSR crops, is appended to the model card.
 """
 
@@ -25,7 +25,9 @@ def ship(run: Path, name: str, table: Path | None) -> None:
     target = WEIGHTS / name
     about = {key: value for key, value in read_about(run / "model").items() if key not in ("kind", "sha256")}
     shutil.rmtree(target, ignore_errors=True)
-    if name == AUTOENCODER:
+    if read_about(run / "model")["kind"] == "t2i-teacher":
+        shutil.copytree(run / "model", target)  # in float16 already
+    elif name == AUTOENCODER:
         save_autoencoder(load_autoencoder(run / "model"), target, dtype=torch.float16, about=about)
     else:
         model = load_model(run / "model")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -66,7 +67,7 @@ def test_larger_latents_are_cut_into_whole_tiles(size: tuple[int, int]) -> None:
     for side, starts in zip(size, ({row for row, _ in corners}, {column for _, column in corners}), strict=True):
         ordered = sorted(starts)
         assert (ordered[0], ordered[-1]) == (0, max(side - 8, 0))
-        assert all(second - first <= 6 for first, second in zip(ordered, ordered[1:], strict=False)), "overlap of 2"
+        assert all(second - first <= 6 for first, second in itertools.pairwise(ordered)), "overlap of 2"
 
 
 def centre_of_gravity(part: Tensor) -> Tensor:

@@ -91,14 +91,16 @@ def ablation(
     name: Annotated[
         str,
         typer.Argument(
-            help="rsd: Tables 5 and 6 of the RSD paper in miniature; objectives: Tables 1 and 2", show_default=False
+            help="in miniature: rsd: RSD's Tables 5 and 6; objectives: its Tables 1 and 2; tsd: TSD-SR's Table 4",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder of the results; continued if it exists", show_default=False)],
     updates: Annotated[
         int,
         typer.Option(
-            min=1, help="student updates of RSD (distill only, N = 4); other rows get as many as cost the same"
+            min=1,
+            help="student updates of the base row (RSD: distill only, N = 4); others get as many as cost the same",
         ),
     ] = 100,
     seeds: Annotated[int, typer.Option(min=1, help="runs of each row")] = 3,
@@ -113,7 +115,8 @@ def ablation(
 ) -> None:
     """Train the rows of a table over several seeds at equal cost, and measure them.
 
-    `rsd` spends the same floating-point operations on every row, `objectives` the same number of network evaluations.
+    `rsd` spends the same floating-point operations on every row, `objectives` the same number of network evaluations,
+    `tsd` the same number of updates.
     All rows start from the same teacher and take their pictures from the same stream.
     """
     from sr_bench.ablation import Photographs, run_ablation

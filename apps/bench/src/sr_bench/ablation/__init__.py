@@ -14,12 +14,12 @@ from typing import Any
 
 from rich.console import Console
 
-from distill.config import DistillationRun, parse_assignment, resolve
+from distill.config import DistillationRun, T2IRun, parse_assignment, resolve
 from distill.folder import write_text
 from distill.presets import preset
-from sr_bench.ablation.costs import cost_of
+from sr_bench.ablation.costs import StudentRun, cost_of
 from sr_bench.ablation.jobs import Figures, Job, Photographs, measure_photographs, work
-from sr_bench.ablation.page import TEACHER_ONCE, Results, draw_figure, write_page
+from sr_bench.ablation.page import Results, draw_figure, write_page
 from sr_bench.ablation.tables import ABLATIONS, Ablation, Variant
 from sr_bench.quality import match
 
@@ -95,9 +95,9 @@ def run_ablation(
     return out / "table.md"
 
 
-def _config(variant: Variant, settings: Sequence[str]) -> DistillationRun:
+def _config(variant: Variant, settings: Sequence[str]) -> StudentRun:
     base = preset(variant.task, "tiny")
-    assert isinstance(base, DistillationRun)
+    assert isinstance(base, DistillationRun | T2IRun)
     for text in settings:
         if text.partition("=")[0].partition(".")[0] in OWN_KEYS:
             raise ValueError(f"expected settings that leave {', '.join(OWN_KEYS)} to the rows, got {text!r}; drop it")
@@ -110,7 +110,7 @@ def _config(variant: Variant, settings: Sequence[str]) -> DistillationRun:
         ) from error
 
 
-def _for(config: DistillationRun, seed: int, steps: int, base_steps: int) -> Any:
+def _for(config: StudentRun, seed: int, steps: int, base_steps: int) -> Any:
     """The run of one row and seed.
 
     The moving average reaches back over the same part of every run: with one decay for all, a row of few steps would be
@@ -128,20 +128,29 @@ def _seed_by_seed(todo: Mapping[str, Sequence[tuple[Path, Job]]], seeds: int) ->
 def _references(
     out: Path,
     ablation: Ablation,
-    config: DistillationRun,
+    config: StudentRun,
     runs: Mapping[str, Sequence[Mapping[str, Any]]],
     photographs: Photographs | None,
 ) -> dict[str, Figures]:
-    """Figures of bicubic and of the teacher, which no seed changes; the teacher in one step is where students start."""
+    """Figures of what no row changes: bicubic, the teacher, and what students are before their training."""
     generated = runs[ablation.base.key][0]["references"]
     found = {}
     for title, rows in generated.items():
-        at_start = title.startswith("student")  # before training it is a copy of the teacher
-        name = TEACHER_ONCE if at_start else title
-        method, steps = ("bicubic" if name == "bicubic" else config.teacher), (1 if at_start else None)
-        measured = _cached_photographs(out, name, method, steps, photographs)
+        at_start = title.startswith("student")
+        name = ablation.start if at_start else title
+        method, steps = _method_of(title, config, at_start)
+        measured = _cached_photographs(out, name, method, steps, photographs) if method else {}
         found[name] = Figures(generated=rows, photographs=measured)
     return found
+
+
+def _method_of(title: str, config: StudentRun, at_start: bool) -> tuple[str | None, int | None]:
+    """What to restore photographs with, and in how many steps; None: nothing does that."""
+    if title == "bicubic":
+        return "bicubic", None
+    if isinstance(config, DistillationRun):
+        return config.teacher, 1 if at_start else None  # before training a student is a copy of the teacher
+    return (str(config.start) if at_start and config.start else None), None
 
 
 def _cached_photographs(

@@ -17,11 +17,12 @@ BESIDE = 5
 
 GENERATED = ("PSNR-Y", "SSIM-Y", "sharpness")
 EQUAL = {
+    "updates": "Every row has the same number of updates; what they cost stands in the columns evaluations (images "
+    "through the network, with whoever's adapters) and TFLOP.",
     "flops": "Every row has the same number of floating-point operations.",
     "evaluations": "Every row has the same number of network evaluations: images through a U-Net, whoever's it is. "
     "Backward passes are not counted, so rows that differentiate more have more operations (TFLOP, with all of them).",
 }
-TEACHER_ONCE = "teacher 1 step"
 MEANING = {"PSNR-Y": ", dB", "PIQE": ", lower is better", "sharpness": ", 1 = as sharp as HR"}
 PANELS = (("PSNR-Y", "photographs"), ("SSIM-Y", "photographs"), ("PIQE", "photographs"), ("sharpness", "generated"))
 
@@ -55,7 +56,7 @@ def write_page(ablation: Ablation, results: Results) -> str:
     notes = sorted({note for run in runs for note in run["notes"].values()})
     lines += [f"Perceptual loss: {note}." for note in notes]
     for table in ablation.tables:
-        lines += ["", f"## {table.title}", "", *_table(table, results)]
+        lines += ["", f"## {table.title}", "", *_table(table, results, ablation.start)]
         if len(table.columns) > BESIDE:
             lines += ["", "The paper's other figures for the same rows:", "", *_published(table)]
     if ablation.points > 1:
@@ -63,14 +64,14 @@ def write_page(ablation: Ablation, results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(table: Table, results: Results) -> list[str]:
+def _table(table: Table, results: Results, start: str) -> list[str]:
     columns = _columns(results)
     titles = ["", "updates", "images seen", "evaluations", "TFLOP", *(f"{name} ({where})" for where, name in columns)]
     titles += [f"paper: {name}" for name in table.columns[:BESIDE]]
     lines = ["| " + " | ".join(titles) + " |", "| --- |" + " ---: |" * (len(titles) - 1)]
     for name, figures in results.references.items():
         values = [_one(figures, where, metric) for where, metric in columns]
-        published = table.teacher if name.startswith("teacher") and name != TEACHER_ONCE else ()
+        published = table.teacher if name.startswith("teacher") and name != start else ()
         rest = published[:BESIDE] or ("",) * len(table.columns[:BESIDE])
         lines.append("| " + " | ".join([name, *("",) * 4, *values, *rest]) + " |")
     for variant in table.variants:
@@ -116,7 +117,7 @@ def _digits(value: float) -> int:
 
 
 def draw_figure(path: Path, ablation: Ablation, results: Results) -> None:
-    """Quality against training cost: mean of the seeds and their range, one line for each row of the first table.
+    """Quality against training cost: mean of the seeds and their range, one line for each row of one table.
 
     All lines start at the teacher in one step, at no cost.
     """
@@ -128,8 +129,8 @@ def draw_figure(path: Path, ablation: Ablation, results: Results) -> None:
     figure = Figure(figsize=(12, 4.2 * rows), layout="constrained")
     for index, (metric, where) in enumerate(panels):
         axes = figure.add_subplot(rows, 2, index + 1)
-        for variant in ablation.tables[0].variants:
-            _line(axes, variant, results, (where, metric))
+        for variant in ablation.tables[ablation.drawn].variants:
+            _line(axes, variant, results, (where, metric), ablation.start)
         for (name, figures), style in zip(results.references.items(), (":", "--", "-."), strict=False):
             if metric in figures[where]:  # type: ignore[literal-required]
                 axes.axhline(figures[where][metric], color="grey", linestyle=style, label=name)  # type: ignore[literal-required]
@@ -141,13 +142,13 @@ def draw_figure(path: Path, ablation: Ablation, results: Results) -> None:
     figure.savefig(path, dpi=110)
 
 
-def _line(axes: Any, variant: Variant, results: Results, what: tuple[str, str]) -> None:
+def _line(axes: Any, variant: Variant, results: Results, what: tuple[str, str], start: str) -> None:
     where, metric = what
     runs, cost = results.runs[variant.key], results.costs[variant.key]
     steps = [point["step"] for point in runs[0]["curve"]]
     values = [[run["curve"][index][where][metric] for run in runs] for index in range(len(steps))]
     spent = [0.0, *(step * cost["flops"] / 1e12 for step in steps)]
-    values.insert(0, [results.references[TEACHER_ONCE][where][metric]])  # type: ignore[literal-required]
+    values.insert(0, [results.references[start][where][metric]])  # type: ignore[literal-required]
     (line,) = axes.plot(spent, [statistics.fmean(found) for found in values], marker=".", label=variant.name)
     axes.fill_between(
         spent, [min(found) for found in values], [max(found) for found in values], color=line.get_color(), alpha=0.15

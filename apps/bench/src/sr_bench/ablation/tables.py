@@ -57,12 +57,16 @@ class Ablation:
         base: the row whose updates are given; the others get as many as cost the same.
         cost: what is equal, see :class:`sr_bench.ablation.costs.Cost`.
         points: how often a run is measured, evenly over its length; above 1 there is a figure.
+        start: what the student is called before its training: a reference that the figure's lines begin at.
+        drawn: which of the tables the figure shows.
     """
 
     tables: tuple[Table, ...]
     base: Variant
-    cost: Literal["flops", "evaluations"]
+    cost: Literal["flops", "evaluations", "updates"]
     points: int = 1
+    start: str = "teacher 1 step"
+    drawn: int = 0
 
     @property
     def variants(self) -> dict[str, Variant]:
@@ -161,4 +165,49 @@ OBJECTIVES = Ablation(
     points=3,
 )
 
-ABLATIONS = {"rsd": RSD, "objectives": OBJECTIVES}
+_TSM = ("schedule.vsd_weight.start=1", "schedule.vsd_weight.end=1")
+_DASM = ("schedule.dasm_from=null",)
+_VELOCITY = ("parameterisation=velocity",)
+_STRONG = ("terms.distillation=20",)
+_TSD_FULL = "0.2743 0.2104 114.45 71.19 0.7160 0.6347 0.2967 0.2136 134.98 66.62 0.7344 0.5874"
+_TSD_NO_TSM = "0.2934 0.2397 117.15 68.56 0.6987 0.6338 0.3176 0.2327 139.67 63.90 0.6958 0.5749"
+_TSD_NO_DASM = "0.2873 0.2273 123.51 69.05 0.7031 0.6273 0.3097 0.2311 143.97 63.56 0.7123 0.5812"
+_TSD_COLUMNS = (
+    *(f"RealSR {name}" for name in ("LPIPS", "DISTS", "FID", "MUSIQ", "CLIPIQA", "MANIQA")),
+    *(f"DRealSR {name}" for name in ("LPIPS", "DISTS", "FID", "MUSIQ", "CLIPIQA", "MANIQA")),
+)
+
+
+def _tsd_rows(strength: tuple[str, ...]) -> tuple[Variant, ...]:
+    """Full, without TSM and without DASM, in the noise form and in the velocity form of the published code."""
+    return tuple(
+        _row(f"{title}, {form}", "tsd", (*change, *own, *strength), published)
+        for form, own in (("noise", ()), ("velocity", _VELOCITY))
+        for title, change, published in (
+            ("full", (), _TSD_FULL),
+            ("without TSM", _TSM, _TSD_NO_TSM),
+            ("without DASM", _DASM, _TSD_NO_DASM),
+        )
+    )
+
+
+TSD = Ablation(
+    tables=(
+        Table("Weight of the distillation as published (TSD-SR Table 4): gamma_2 = 1", _TSD_COLUMNS, _tsd_rows(())),
+        Table(
+            "Twenty times the weight, which shows the directions themselves: gamma_2 = 20",
+            (),
+            (
+                *_tsd_rows(_STRONG),
+                _row("no distillation", "tsd", ("terms.distillation=null",), ""),
+            ),
+        ),
+    ),
+    base=_tsd_rows(())[0],
+    cost="updates",
+    points=2,
+    start="student 1 step, before",
+    drawn=1,
+)
+
+ABLATIONS = {"rsd": RSD, "objectives": OBJECTIVES, "tsd": TSD}

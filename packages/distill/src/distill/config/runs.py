@@ -247,6 +247,10 @@ class T2IRun(TermsRun):
     teacher_lora: Path | None = Field(
         default=None, description="adapters of the teacher, in the published layout (teacher.safetensors)"
     )
+    start: Path | None = Field(
+        default=None,
+        description="student to go on from: a run's model folder, one as published, or OSEDiff's .pkl; null: the base",
+    )
     scale: int = Field(default=4, ge=1)
     rank: int = Field(default=64, ge=1, description="of the student's LoRA")
     vae_rank: int = Field(default=64, ge=1, description="of the LoRA of the VAE's encoder")

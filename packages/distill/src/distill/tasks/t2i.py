@@ -36,7 +36,7 @@ from distill.tasks.common import (
 from distill.trainer import Player, Trainer
 from sr_models.geometry import upsample
 from sr_models.t2i.base import Base, load_base
-from sr_models.t2i.folder import save_student
+from sr_models.t2i.folder import read_adapters, save_student
 from sr_models.t2i.lora import LoRA, add_lora, lora_parameters, only, osediff_fake, tsd_fake, tsd_student
 from sr_models.t2i.predictor import FlowPredictor, NoisePredictor
 from sr_models.t2i.prompts import DEFAULT, NULL, Prompt, PromptStore
@@ -169,15 +169,19 @@ def make_networks(config: T2IRun, device: torch.device, own: Base, shared: Base,
         raise ValueError(f"expected a flow-matching base (SD3) for tsd, got {config.base!r}; it can train osediff")
     if config.teacher_lora is not None and own.family != "sd3":
         raise ValueError(f"expected teacher_lora=null for {config.base!r}: only SD3 teachers have published adapters")
-    student = make_student(
-        own,
-        default.to(device),
-        scale=config.scale,
-        tile=config.data.hr_size // factor(own.vae),
-        rank=config.rank,
-        vae_rank=config.vae_rank,
-        seed=config.seed,
-    )
+    tile, prompt = config.data.hr_size // factor(own.vae), default.to(device)
+    if config.start is None:
+        student = make_student(
+            own, prompt, scale=config.scale, tile=tile, rank=config.rank, vae_rank=config.vae_rank, seed=config.seed
+        )
+    else:
+        student = T2IStudent(own, *read_adapters(own, config.start), prompt, config.scale, tile)
+        ranks = student.network_lora.rank, student.vae_lora.rank
+        if ranks != (config.rank, config.vae_rank):
+            raise ValueError(
+                f"expected rank={ranks[0]} and vae_rank={ranks[1]}, those of the student in {config.start}, got "
+                f"{config.rank} and {config.vae_rank}; set them so"
+            )
     network = shared.predictor.network
     if config.teacher_lora is not None:
         read_tsd(config.teacher_lora, network, TEACHER, tsd_student)

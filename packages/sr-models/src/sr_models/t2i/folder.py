@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,19 @@ from safetensors.torch import load_file, save_file
 
 from sr_models import store
 from sr_models.t2i.base import INDEX, NETWORK_FOLDERS, PROMPTS, Base, find_base, load_base
-from sr_models.t2i.lora import LoRA, add_lora, lora_parameters, osediff_unet, osediff_vae, tsd_student, tsd_vae
+from sr_models.t2i.lora import (
+    LoRA,
+    add_lora,
+    lora_parameters,
+    lora_shapes,
+    osediff_unet,
+    osediff_vae,
+    tsd_student,
+    tsd_vae,
+)
 from sr_models.t2i.predictor import FlowPredictor
 from sr_models.t2i.prompts import DEFAULT, Prompt, read_prompt, save_prompt
-from sr_models.t2i.published import read_tsd, write_tsd
+from sr_models.t2i.published import read_osediff, read_tsd, write_tsd
 from sr_models.t2i.student import T2IStudent
 
 BASE, STUDENT = "t2i-teacher", "t2i-student"
@@ -133,29 +142,52 @@ def load_student(
     loaded = load_base(place, local_files_only=local_files_only)
     if loaded.family != fields["family"]:
         raise ValueError(f"expected a base of the family {fields['family']}, got {loaded.family} at {place!r}")
-    network, vae = loaded.predictor.network, loaded.vae
-    files = folder / f"{NETWORK_FOLDERS[loaded.family]}.safetensors", folder / "vae.safetensors"
-    if loaded.family == "sd3":
-        recipes = read_tsd(files[0], network, targets=tsd_student), read_tsd(files[1], vae, targets=tsd_vae)
-    else:
-        recipes = osediff_unet(network, fields["rank"]), osediff_vae(vae, fields["vae_rank"])
-        for module, recipe, file in zip((network, vae), recipes, files, strict=True):
-            add_lora(module, recipe, seed=0)
-            _fill(module, recipe, file)
-    for module in (network, vae):
+    recipes = read_adapters(loaded, folder)
+    for module in (loaded.predictor.network, loaded.vae):
         module.requires_grad_(False).eval()
     return T2IStudent(loaded, *recipes, read_prompt(folder / PROMPTS, DEFAULT), fields["scale"], fields["tile"])
 
 
-def _fill(module: Any, recipe: LoRA, path: Path) -> None:
-    own, found = lora_parameters(module, recipe), load_file(path)
-    if own.keys() != found.keys() or any(own[name].shape != found[name].shape for name in own):
-        raise ValueError(
-            f"expected the adapters that {store.CONFIG} describes in {path}, got others; restore the folder"
-        )
+def read_adapters(base: Base, place: Path) -> tuple[LoRA, LoRA]:
+    """Add a student's stored adapters to its base.
+
+    Args:
+        base: without adapters; it is changed.
+        place: folder of a student, of ours or as TSD-SR publishes it, or an OSEDiff ``.pkl``.
+
+    Returns:
+        The recipes of the network's and of the encoder's adapters.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that does not fit the base.
+    """
+    network, vae = base.predictor.network, base.vae
+    if place.suffix == ".pkl":
+        if base.family != "sd2":
+            raise ValueError(f"expected a base of the family sd2 for {place}, got {base.family} at {base.name!r}")
+        return read_osediff(place, network, vae)
+    files = place / f"{NETWORK_FOLDERS[base.family]}.safetensors", place / "vae.safetensors"
+    if base.family == "sd3":
+        return read_tsd(files[0], network, targets=tsd_student), read_tsd(files[1], vae, targets=tsd_vae)
+    return _read_plain(files[0], network, osediff_unet), _read_plain(files[1], vae, osediff_vae)
+
+
+def _read_plain(path: Path, module: Any, recipe_of: Callable[[Any, int], LoRA]) -> LoRA:
+    """Adapters under the names that they have in the module."""
+    if not path.is_file():
+        raise FileNotFoundError(f"expected adapters at {path}, got no such file; give a student's folder")
+    found = load_file(path)
+    ranks = {value.shape[0] for name, value in found.items() if ".lora_A." in name}
+    recipe = recipe_of(module, min(ranks, default=1))
+    shapes = {name: tuple(value.shape) for name, value in found.items()}
+    if shapes != lora_shapes(module, recipe):
+        raise ValueError(f"expected the adapters of this base in {path}, got others; give the base that they belong to")
+    add_lora(module, recipe, seed=0)
     with torch.no_grad():
-        for name, value in own.items():
+        for name, value in lora_parameters(module, recipe).items():
             value.copy_(found[name])
+    return recipe
 
 
 def _parts(student: T2IStudent) -> tuple[tuple[str, Any, LoRA], ...]:
