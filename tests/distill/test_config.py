@@ -73,7 +73,10 @@ def test_every_preset_is_listed_and_bears_its_own_name() -> None:
 
 
 def test_unknown_presets_are_answered_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="expected a task of autoencoder, teacher, rsd, vsd, sinsr, flow-teacher, tsd, osediff, got 'rds'"):
+    with pytest.raises(
+        ValueError,
+        match="expected a task of autoencoder, teacher, rsd, vsd, sinsr, flow-teacher, tsd, osediff, got 'rds'",
+    ):
         preset("rds", "tiny")
     with pytest.raises(ValueError, match=r"expected a preset of tiny, rsd-paper, .* for rsd, got 'x2'"):
         preset("rsd", "x2")

@@ -110,9 +110,7 @@ def by_hand(step: osediff.StudentPass, z_hat: Tensor, i: int) -> Tensor:
     return result
 
 
-def test_the_gradient_is_twice_the_normalised_difference(
-    batch: PromptedPairs, draws: osediff.OSEDiffDraws
-) -> None:
+def test_the_gradient_is_twice_the_normalised_difference(batch: PromptedPairs, draws: osediff.OSEDiffDraws) -> None:
     """Over the elements of the whole batch; every sample has its own time and its own divisor."""
     z_hat = leaf()
     step = student_pass(batch, draws, z_hat)
@@ -134,9 +132,7 @@ def test_the_divisor_is_of_each_sample(batch: PromptedPairs, draws: osediff.OSED
     assert not torch.equal(found[1], other[1])
 
 
-def test_no_gradient_reaches_what_the_direction_is_made_of(
-    batch: PromptedPairs, draws: osediff.OSEDiffDraws
-) -> None:
+def test_no_gradient_reaches_what_the_direction_is_made_of(batch: PromptedPairs, draws: osediff.OSEDiffDraws) -> None:
     weights = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (1.1, 0.6)]
     inputs = [batch.z_0, batch.own.embeds, batch.null.embeds, batch.hr]
     for value in inputs:
@@ -171,9 +167,7 @@ def test_nothing_is_left_where_the_fake_model_is_the_guided_teacher(
 
 def ideal_ddpm(variance: float) -> Toy:
     """The network that has learned the noise of latents N(0, S)."""
-    return Toy(
-        lambda z, signal, level: (1 - signal).sqrt() * z / (signal * variance + 1 - signal), SCHEDULE
-    )
+    return Toy(lambda z, signal, level: (1 - signal).sqrt() * z / (signal * variance + 1 - signal), SCHEDULE)
 
 
 @dataclass(frozen=True)

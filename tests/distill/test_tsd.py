@@ -137,9 +137,7 @@ def by_hand(
         v_fake = ask(step.fake, moved_hat, sigma)
         e_hat, e, e_fake = v_hat, v, v_fake
         if parameterisation == "noise":
-            e_hat, e, e_fake = (
-                z + (1 - sigma) * v for z, v in ((moved_hat, v_hat), (moved, v), (moved_hat, v_fake))
-            )
+            e_hat, e, e_fake = (z + (1 - sigma) * v for z, v in ((moved_hat, v_hat), (moved, v), (moved_hat, v_fake)))
         total += weight * sigma**2 * ((1 - vsd_weight) * (e_hat - e) + vsd_weight * (e_hat - e_fake))
         moved_hat = moved_hat - (sigma - sigma_of(path[k + 1])) * v_fake
         moved = moved - (sigma - sigma_of(path[k + 1])) * v
@@ -285,9 +283,7 @@ def test_teacher_and_fake_model_are_both_guided_with_each_images_prompt(
         assert torch.equal(level, levels)
 
 
-def test_the_student_gets_its_own_prompt_and_the_posteriors_noise(
-    batch: PromptedPairs, draws: tsd.TSDDraws
-) -> None:
+def test_the_student_gets_its_own_prompt_and_the_posteriors_noise(batch: PromptedPairs, draws: tsd.TSDDraws) -> None:
     asked: list[Any] = []
 
     def student(pixels: Tensor, noise: Tensor, prompt: Prompt | None = None) -> Tensor:

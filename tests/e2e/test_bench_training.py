@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from sr_bench import ablation
 from sr_bench.ablation import Photographs, jobs, run_ablation
-from sr_bench.ablation.tables import OBJECTIVES, RSD, Ablation, Table
+from sr_bench.ablation.tables import OBJECTIVES, RSD, TSD, Ablation, Table
 from sr_bench.training import measure_training
 from sr_data.images import write_image
 from sr_models import AutoencoderConfig, ModelConfig, ScheduleConfig, SRModel, SwinUNet, SwinUNetConfig, VQAutoencoder
@@ -168,6 +169,59 @@ def test_ablation_of_objectives(short_settings: list[str], tmp_path: Path) -> No
     with Image.open(tmp_path / "figure.png") as figure:
         figure.load()
         assert min(figure.size) > 300
+
+
+def minute_flow_run(folder: Path) -> list[str]:
+    """Settings that put ``train tsd`` on a minute text-to-image teacher."""
+    from distill.prompting import random_prompts
+    from sr_models.t2i.base import Base, fresh_network, make_predictor
+    from sr_models.t2i.folder import save_flow_base
+    from sr_models.t2i.vae import autoencoder_kl
+
+    torch.manual_seed(0)
+    sizes = {"in_channels": 2, "out_channels": 2, "num_layers": 1, "attention_head_dim": 8, "num_attention_heads": 1}
+    sizes |= {"sample_size": 8, "patch_size": 2, "pos_embed_max_size": 4, "pooled_projection_dim": 8}
+    sizes |= {"joint_attention_dim": 8, "caption_projection_dim": 8}
+    scheduler = {"num_train_timesteps": 1000, "shift": 3.0}
+    predictor = make_predictor(fresh_network("sd3", sizes, 0), "sd3", scheduler)
+    base = Base("minute", "sd3", predictor, autoencoder_kl(VQAutoencoder(AUTOENCODER)), scheduler)
+    save_flow_base(base, random_prompts(0, 3, 8, 8), folder, about={})
+    small = ("rank", "vae_rank", "fake_rank")
+    return [
+        f"base={folder}",
+        *(f"{name}=2" for name in small),
+        *("device=cpu", "batch_size=2", "data.hr_size=32", "data.image_size=64", "data.workers=0"),
+        *("validation.images=1", "validation.hr_size=32"),
+        *("schedule.latent_mse_until=1", "schedule.dasm_from=1"),
+    ]
+
+
+def test_ablation_of_tsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal updates, and what each row changes arrives in its run."""
+    plain, strong = TSD.tables
+    rows = (plain.variants[0], plain.variants[1], plain.variants[5])
+    fewer = replace(
+        TSD, tables=(replace(plain, variants=rows), replace(strong, variants=(strong.variants[3], strong.variants[-1])))
+    )
+    monkeypatch.setitem(ablation.ABLATIONS, "tsd", fewer)
+    text = ablate("tsd", tmp_path / "out", minute_flow_run(tmp_path / "base"))
+    names = [[row[0] for row in rows_of(part)] for part in text.split("## ")[1:]]
+    references = ["", "bicubic", "autoencoder (of HR)", "student 1 step, before"]
+    assert names[0][:7] == [*references, "full, noise", "without TSM, noise", "without DASM, velocity"]
+    assert names[1] == [*references, "full, velocity", "no distillation"]
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    configs = {key: runs[0]["config"] for key, runs in result["runs"].items()}
+    full, no_tsm, no_dasm, strong_velocity, none = (configs[row.key] for row in fewer.variants.values())
+    assert {config["steps"] for config in configs.values()} == {2}
+    assert (full["parameterisation"], full["schedule"]["dasm_from"], full["terms"]["distillation"]) == ("noise", 1, 1)
+    assert no_tsm["schedule"]["vsd_weight"] == {"start": 1, "end": 1}
+    assert (no_dasm["parameterisation"], no_dasm["schedule"]["dasm_from"]) == ("velocity", None)
+    assert (strong_velocity["parameterisation"], strong_velocity["terms"]["distillation"]) == ("velocity", 20)
+    assert "distillation" not in none["terms"]
+    first = result["costs"][fewer.base.key]
+    # an update of the fake model asks student and fake; the student's first: itself, teacher twice and fake with guidance
+    assert first["evaluations"] == 2 * (1 + 1) + 2 * (1 + 3 * 2)
+    assert (tmp_path / "out" / "figure.png").is_file()
 
 
 def test_photographs_are_measured_and_not_twice(

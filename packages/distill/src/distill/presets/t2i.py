@@ -48,7 +48,7 @@ def conditions() -> dict[str, Any]:
         "log_every": 1,
         "clip_norm": 1.0,
         "ema_decay": 0.98,
-        "optimizer": OptimizerConfig(lr=2e-3, betas=(0.9, 0.99), warmup_steps=10),
+        "optimizer": OptimizerConfig(lr=3e-3, betas=(0.9, 0.99), warmup_steps=10),
         "fake_lr": 5e-4,
         "data": DataConfig(hr_size=64),
         "validation": VALIDATION,
@@ -64,16 +64,16 @@ def conditions() -> dict[str, Any]:
 def tsd() -> TSDRun:
     """Return the run behind ``sr-distill train tsd``: minutes on two CPU cores."""
     return TSDRun(
-        steps=300,
+        steps=400,
         terms={"distillation": 1.0, "features": 1.0, "latent_mse": 1.0},
-        schedule=TSDScheduleConfig(latent_mse_until=200, dasm_from=200),
+        schedule=TSDScheduleConfig(latent_mse_until=300, dasm_from=300),
         **conditions(),
     )
 
 
 def osediff() -> OSEDiffRun:
     """Return OSEDiff for the small models: minutes on two CPU cores."""
-    return OSEDiffRun(steps=300, terms={"distillation": 1.0, "features": 2.0, "pixel_mse": 1.0}, **conditions())
+    return OSEDiffRun(steps=400, terms={"distillation": 1.0, "features": 2.0, "pixel_mse": 1.0}, **conditions())
 
 
 def sd3_paper() -> TSDRun:
