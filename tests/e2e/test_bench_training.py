@@ -219,7 +219,8 @@ def test_ablation_of_tsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert (strong_velocity["parameterisation"], strong_velocity["terms"]["distillation"]) == ("velocity", 20)
     assert "distillation" not in none["terms"]
     first = result["costs"][fewer.base.key]
-    # an update of the fake model asks student and fake; the student's first: itself, teacher twice and fake with guidance
+    # The fake model's update asks student and fake model; the student's first one itself, and with guidance (twice)
+    # the teacher at both latents and the fake model.
     assert first["evaluations"] == 2 * (1 + 1) + 2 * (1 + 3 * 2)
     assert (tmp_path / "out" / "figure.png").is_file()
 

@@ -31,6 +31,7 @@ KNOWN: dict[str, list[str] | None] = {
     "sr-distill upscale photo.jpg -o out.png --weights runs/rsd-tiny-001/model": [],
     "sr-bench ablation rsd --out ablation --set lpips.backbone=random": None,  # test_bench_training
     "sr-bench ablation objectives --out objectives --set lpips.backbone=random": None,
+    "sr-bench ablation tsd --out tsd": None,
     "sr-bench training --preset rsd-paper --set micro_batch=1 --set batch_size=1": None,
     "sr-bench quality --lr lr/ --hr hr/": [],
     "sr-bench quality --lr lr/ --hr hr/ --method bicubic --method tiny-student --out result": [],

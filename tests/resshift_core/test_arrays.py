@@ -115,12 +115,12 @@ def test_times_on_an_accelerator_give_the_same_values(function: Function, monkey
     arrays, times = _inputs()
     tensors = [torch.tensor(array) for array in arrays]
     expected = function(*tensors, torch.tensor(times))
-    monkeypatch.setattr(_arrays, "_on_host", lambda _: False)
+    monkeypatch.setattr(_arrays, "on_host", lambda _: False)
     torch.testing.assert_close(function(*tensors, torch.tensor(times)), expected, rtol=0, atol=0)
 
 
 def test_undefined_times_on_an_accelerator_are_not_finite(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_arrays, "_on_host", lambda _: False)
+    monkeypatch.setattr(_arrays, "on_host", lambda _: False)
     x, zero = torch.zeros(1, 2), torch.tensor([0])
     assert SCHEDULE.posterior(x, x, zero).mean.isnan().all()
     assert SCHEDULE.deterministic_step(x, x, x, zero).isnan().all()

@@ -14,7 +14,16 @@ from torch import Tensor
 from resshift_core import FlowMatchingSchedule
 from sr_models import store
 from sr_models.t2i import base as module
-from sr_models.t2i.base import Base, empty_base, find_base, load_base, make_predictor, prompts_of, read_sizes
+from sr_models.t2i.base import (
+    Base,
+    empty_base,
+    find_base,
+    fresh_network,
+    load_base,
+    make_predictor,
+    prompts_of,
+    read_sizes,
+)
 from sr_models.t2i.folder import save_flow_base
 from sr_models.t2i.predictor import FlowPredictor, NoisePredictor
 from sr_models.t2i.prompts import Prompt, read_prompt
@@ -222,6 +231,20 @@ def test_sizes_are_read_without_weights(saved: Path, unet_folder: Path, tmp_path
             assert parameter.dtype == torch.bfloat16
     assert empty.predictor.schedule == loaded.predictor.schedule
     assert empty_base("some", found).vae.dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["sd3", "sd2"])
+def test_fresh_networks_depend_on_the_seed_alone(family: Any) -> None:
+    config = dict((sd3() if family == "sd3" else sd2()).config)
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    first = fresh_network(family, config, 3).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(2)
+    same, other = (fresh_network(family, config, seed).state_dict() for seed in (3, 4))
+    assert all(torch.equal(same[name], value) for name, value in first.items())
+    name = "proj_out.weight" if family == "sd3" else "conv_in.weight"
+    assert not torch.equal(other[name], first[name])
 
 
 @pytest.mark.parametrize(

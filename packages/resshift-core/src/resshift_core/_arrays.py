@@ -83,7 +83,7 @@ def check_time(t: Time, num_steps: int, *, first: int = 1) -> None:
             raise ValueError(
                 f"expected t of shape (B,), got {tuple(t.shape)}; pass one time per sample, or an int for all"
             )
-        if not _on_host(t):
+        if not on_host(t):
             return
     times = np.asarray(t)
     if times.size and not (first <= times.min() and times.max() <= num_steps):
@@ -119,22 +119,22 @@ def coefficient(table: NDArray[np.float64], t: Time, like: Array, dtype: Any, *,
             f"expected t of shape (B,) for arrays (B, ...), got t {tuple(t.shape)} and {tuple(like.shape)}; "
             "pass one time per sample, or an int for all"
         )
-    if _on_host(t):
-        values = _from_host(xp, table[np.asarray(t)], dtype, device)
+    if on_host(t):
+        values = from_host(xp, table[np.asarray(t)], dtype, device)
     else:
-        values = xp.take(_from_host(xp, table, dtype, array_api_compat.device(t)), t, axis=0)
+        values = xp.take(from_host(xp, table, dtype, array_api_compat.device(t)), t, axis=0)
         values = array_api_compat.to_device(values, device)
     return xp.reshape(values, (like.shape[0],) + (1,) * (like.ndim - 1))
 
 
-def _on_host(t: Array) -> bool:
+def on_host(t: Array) -> bool:
     """Tell whether reading t's values costs no wait for an accelerator."""
     if array_api_compat.is_torch_array(t):
         return bool(t.device.type == "cpu")
     return isinstance(t, np.ndarray)
 
 
-def _from_host(xp: Any, values: NDArray[np.float64], dtype: Any, device: Any) -> Array:
+def from_host(xp: Any, values: NDArray[np.float64], dtype: Any, device: Any) -> Array:
     """Copy a few float64 values to a device, rounding once, on the host."""
     # A list instead of the array: every library takes it without a warning about read-only memory.
     if array_api_compat.is_torch_namespace(xp):

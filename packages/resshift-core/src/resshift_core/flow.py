@@ -15,7 +15,7 @@ import array_api_compat
 import numpy as np
 from numpy.typing import NDArray
 
-from resshift_core._arrays import Array, Time, _from_host, _on_host, check_time, coefficient, namespace_of
+from resshift_core._arrays import Array, Time, check_time, coefficient, from_host, namespace_of, on_host
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ class FlowMatchingSchedule:
                 raise ValueError(f"expected sigma in 0..1, got {sigma}; convert a network's time with t_to_sigma")
             return int(np.argmin(np.abs(self.sigmas - float(sigma))))
         xp = namespace_of(sigma=sigma)
-        table = _from_host(xp, self.sigmas, sigma.dtype, array_api_compat.device(sigma))
+        table = from_host(xp, self.sigmas, sigma.dtype, array_api_compat.device(sigma))
         return xp.argmin(xp.abs(sigma[..., None] - table), axis=-1)
 
     def interpolate(self, x_0: Array, noise: Array, index: Time) -> Array:
@@ -247,7 +247,7 @@ def check_index(index: Time, num_steps: int) -> None:
     Raises:
         ValueError: when index is not an integer, not of shape (B,), or out of range.
     """
-    if isinstance(index, int | np.integer) or (array_api_compat.is_array_api_obj(index) and _on_host(index)):
+    if isinstance(index, int | np.integer) or (array_api_compat.is_array_api_obj(index) and on_host(index)):
         values = np.asarray(index)
         if values.dtype.kind in "iu" and values.size and not (values.min() >= 0 and values.max() < num_steps):
             raise ValueError(

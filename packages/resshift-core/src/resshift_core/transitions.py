@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import array_api_compat
 import numpy as np
 
-from resshift_core._arrays import Array, Time, _from_host, check_time, coefficient, namespace_of
+from resshift_core._arrays import Array, Time, check_time, coefficient, from_host, namespace_of
 from resshift_core.gaussian import Gaussian
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def _levels(sigma: Sigma, *, singular: float | None = None, **arrays: Array) -> 
     if isinstance(sigma, np.ndarray) and not array_api_compat.is_numpy_array(like):
         table = np.asarray(sigma, dtype=np.float64)
         wide = xp.result_type(dtype, xp.float32)
-        sigma = xp.reshape(_from_host(xp, table.reshape(-1), wide, array_api_compat.device(like)), table.shape)
+        sigma = xp.reshape(from_host(xp, table.reshape(-1), wide, array_api_compat.device(like)), table.shape)
     array_api_compat.array_namespace(sigma, like)  # refuses mixed libraries
     if not xp.isdtype(sigma.dtype, "real floating"):
         raise ValueError(f"expected sigma of a floating dtype, got {sigma.dtype}; pass noise levels, not indices")

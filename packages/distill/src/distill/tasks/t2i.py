@@ -81,13 +81,27 @@ class T2INetworks:
 
 def t2i_task(config: T2IRun, accelerator: Accelerator) -> Task:
     """Build the run from the base that its configuration names."""
+    data = open_named_pairs(config)
     own, shared = load(config), load(config)
     store = open_prompts(config, own)
     networks = make_networks(config, accelerator.device, own, shared, store[DEFAULT])
-    return task_of(config, accelerator, networks, store)
+    return task_of(config, accelerator, networks, store, data)
 
 
-def task_of(config: T2IRun, accelerator: Accelerator, networks: T2INetworks, store: Prompts) -> Task:
+def open_named_pairs(config: T2IRun) -> TrainingData:
+    """Pairs that the run trains on; with names where its prompts go by them."""
+    data = open_pairs(config, config.scale)
+    if config.prompts.own == "name" and data.name is None:
+        raise ValueError(
+            f"expected data.source folder or pairs with prompts.own=name, got {config.data.source}, whose images have "
+            "no names; set prompts.own=default, or prompts.own=detail with the small teacher"
+        )
+    return data
+
+
+def task_of(
+    config: T2IRun, accelerator: Accelerator, networks: T2INetworks, store: Prompts, data: TrainingData
+) -> Task:
     """Build the run of networks that are there.
 
     Args:
@@ -95,13 +109,8 @@ def task_of(config: T2IRun, accelerator: Accelerator, networks: T2INetworks, sto
         accelerator: of this process.
         networks: of the run, on its device.
         store: the prompts.
+        data: pairs to train on.
     """
-    data = open_pairs(config, config.scale)
-    if config.prompts.own == "name" and data.name is None:
-        raise ValueError(
-            f"expected data.source folder or pairs with prompts.own=name, got {config.data.source}, whose images have "
-            "no names; set prompts.own=default, or prompts.own=detail with the small teacher"
-        )
     perceptual = load_perceptual(config, accelerator.device)
     known: Terms = {**one_step_terms(perceptual), "features": terms.Features(partial(features, networks.vae))}
     method = _method(config, networks, {name: known[name] for name in known if name in config.weights})
@@ -170,6 +179,8 @@ def make_networks(config: T2IRun, device: torch.device, own: Base, shared: Base,
     if config.teacher_lora is not None and own.family != "sd3":
         raise ValueError(f"expected teacher_lora=null for {config.base!r}: only SD3 teachers have published adapters")
     tile, prompt = config.data.hr_size // factor(own.vae), default.to(device)
+    if isinstance(own.predictor, FlowPredictor):
+        own.predictor.check_size(tile, tile)
     if config.start is None:
         student = make_student(
             own, prompt, scale=config.scale, tile=tile, rank=config.rank, vae_rank=config.vae_rank, seed=config.seed

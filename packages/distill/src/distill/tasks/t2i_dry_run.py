@@ -14,7 +14,7 @@ from torch import nn
 from distill.config import T2IRun, TSDRun
 from distill.memory import fake_weights
 from distill.tasks.common import Task
-from distill.tasks.t2i import Prompts, make_networks, task_of
+from distill.tasks.t2i import Prompts, make_networks, open_named_pairs, task_of
 from sr_models.t2i.base import PROMPT_TOKENS, PUBLISHED, Sizes, empty_base, find_base, prompts_of, read_sizes
 from sr_models.t2i.prompts import DEFAULT, Prompt, PromptStore
 
@@ -61,8 +61,8 @@ def empty_task(config: T2IRun, accelerator: Accelerator, missing: list[str]) -> 
     mode = fake_weights(frozen, accelerator.device)
     on_device = networks.with_device(accelerator.device, store[DEFAULT])
     # No image has a name here; which prompt it gets changes nothing about memory.
-    prompts = config.prompts.model_copy(update={"own": "default"})
-    task = task_of(config.model_copy(update={"prompts": prompts}), accelerator, on_device, store)
+    unnamed = config.model_copy(update={"prompts": config.prompts.model_copy(update={"own": "default"})})
+    task = task_of(unnamed, accelerator, on_device, store, open_named_pairs(unnamed))
     return EmptyTask(task, frozen, mode)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -195,9 +196,11 @@ def prompts_of(place: str) -> Path | None:
 def _asked(name: str, read: Any) -> Any:
     """Read from a folder or a hub; what is not there is one clear error."""
     try:
-        return read()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # diffusers passes an argument that the hub's client dropped
+            return read()
     except (OSError, ValueError) as error:
-        first = " ".join(str(error).split())[:300]
+        first = " ".join(str(error).split())[:200]
         raise FileNotFoundError(
             f"expected a base model at {name!r}: a diffusers folder with {INDEX}, a hub id that this machine may "
             f"download (without --offline), or one of {', '.join(sorted(shipped_bases()))}; got: {first}"

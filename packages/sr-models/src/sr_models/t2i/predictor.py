@@ -73,18 +73,27 @@ class FlowPredictor:
         """Index of sigma = 1."""
         return 0
 
-    def __call__(self, z_t: Tensor, index: Tensor, prompt: Prompt) -> Tensor:
-        """Velocity at z_t (B, C, H, W), H and W even, at index (B,).
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse latents that the network would cut off silently, or that it has no positions for.
 
         Raises:
-            ValueError: H or W does not divide by the network's patch, which it would cut off silently.
+            ValueError: a side does not divide by the network's patch, or is larger than it was made for.
         """
-        patch = self.network.config.patch_size
-        if z_t.shape[-1] % patch or z_t.shape[-2] % patch:
+        config = self.network.config
+        patch, largest = config.patch_size, config.patch_size * config.pos_embed_max_size
+        if height % patch or width % patch or max(height, width) > largest:
             raise ValueError(
-                f"expected latents whose sides divide by the patch of {patch}, got {tuple(z_t.shape[-2:])}; "
-                "pad the image"
+                f"expected latents of at most {largest}x{largest} with sides that divide by {patch}, got "
+                f"{height}x{width}; choose a fitting data.hr_size, or pad or tile the image"
             )
+
+    def __call__(self, z_t: Tensor, index: Tensor, prompt: Prompt) -> Tensor:
+        """Velocity at z_t (B, C, H, W) at index (B,).
+
+        Raises:
+            ValueError: as :meth:`check_size`.
+        """
+        self.check_size(*z_t.shape[-2:])
         dtype = base_dtype(self.network)
         prompt = prompt.to(z_t.device, dtype)
         velocity: Tensor = self.network(
