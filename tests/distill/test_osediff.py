@@ -246,6 +246,23 @@ def test_differences_of_x_0_have_the_sign_of_minus_those_of_noise(index: int) ->
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.parametrize("index", [0, 500, 949])
+def test_with_flow_matching_the_fake_model_learns_noise_minus_the_students_output(
+    batch: PromptedPairs, index: int
+) -> None:
+    """OSEDiff on an SD3 base."""
+    z_hat, noise, sigma = (
+        leaf().detach(),
+        normal(B, *SHAPE, seed=9),
+        float(FlowMatchingSchedule.shifted().sigmas[index]),
+    )
+    draws = FakeDraws(normal(B, *SHAPE), torch.full((B,), index), noise)
+    values = prompted.fake_error(FakePass(ideal_flow(0.5), lambda *_: z_hat, batch, draws)).values
+    slope = (sigma - (1 - sigma) * 0.5) / ((1 - sigma) ** 2 * 0.5 + sigma**2)
+    error = slope * ((1 - sigma) * z_hat + sigma * noise) - (noise - z_hat)
+    torch.testing.assert_close(values, error.square().flatten(1).mean(1))
+
+
 def test_the_fake_model_learns_to_predict_the_noise_of_the_students_output(batch: PromptedPairs) -> None:
     theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     weight = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from distill import dry_run
 from distill.config import (
     DataConfig,
     OptimizerConfig,
@@ -35,11 +36,11 @@ from distill.tasks import t2i as t2i_tasks
 from distill.trainer import Player
 from sr_data.images import write_image
 from sr_models import SuperResolver
+from sr_models.layers import count_parameters
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("peft")
 
-from distill.ranks import make_accelerator  # noqa: E402
 from sr_models.t2i.base import Base, load_base  # noqa: E402
 from sr_models.t2i.folder import load_student, save_flow_base  # noqa: E402
 from sr_models.t2i.lora import add_lora, lora_parameters, tsd_student  # noqa: E402
@@ -129,7 +130,6 @@ def run(base: Path, **changes: Any) -> Any:
 class Parts:
     """A run with the networks that it was built of."""
 
-    config: T2IRun
     own: Base
     shared: Base
     networks: t2i_tasks.T2INetworks
@@ -155,11 +155,20 @@ class Parts:
 
 
 def build(config: T2IRun) -> Parts:
-    own, shared = t2i_tasks.load(config), t2i_tasks.load(config)
-    store = t2i_tasks.open_prompts(config, own)
-    networks = t2i_tasks.make_networks(config, torch.device("cpu"), own, shared, store[DEFAULT])
-    task = t2i_tasks.task_of(config, make_accelerator("cpu"), networks, store)
-    return Parts(config, own, shared, networks, task)
+    """Build a run in the usual way, and keep its networks."""
+    made: list[Any] = []
+    make_networks = t2i_tasks.make_networks
+
+    def keep(*arguments: Any) -> t2i_tasks.T2INetworks:
+        networks = make_networks(*arguments)
+        made.extend((*(part for part in arguments if isinstance(part, Base)), networks))
+        return networks
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(t2i_tasks, "make_networks", keep)
+        task = build_task(config)
+    own, shared, networks = made
+    return Parts(own, shared, networks, task)
 
 
 def disturb(parameters: Iterator[nn.Parameter] | list[nn.Parameter], seed: int = 2) -> None:
@@ -562,17 +571,32 @@ def test_a_changed_base_of_ours_is_refused(bases: dict[str, Path], tmp_path: Pat
         load_student(tmp_path / "student")
 
 
-# The published size
+# Dry runs
+
+
+def test_a_dry_run_of_a_base_that_is_here(bases: dict[str, Path]) -> None:
+    config = run(bases["sd3"], steps=5, fake_updates=2, prompts=PromptsConfig(own="default"))
+    found = plan(config)
+    assert found.parameters == {
+        player.name: count_parameters(player.network) for player in build(config).task.trainer.players
+    }
+    assert found.updates == {"student": 5, "fake": 10}
+    assert found.missing == ()
+    assert 0 < found.memory.tensor_bytes < found.memory.total_bytes
 
 
 def test_a_dry_run_of_sd3_needs_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks of the published size; their forecast, half a minute, is that of the small one above."""
+    seen = []
+    monkeypatch.setattr(dry_run, "forecast_trainer", lambda trainer, *_: seen.append(trainer))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     published = preset("tsd", "sd3-24gb").model_copy(update={"device": "cpu", "base": "nobody/stable-diffusion-3"})
     small = {"data": DataConfig(hr_size=64, workers=0), "validation": ValidationConfig(images=1, hr_size=64)}
-    found = plan(published.model_copy(update={**small, "batch_size": 1}))
+    found = plan(published.model_copy(update=small))
     assert found.parameters == {"student": 89_268_224 + 5_910_208, "fake": 33_030_144}
     assert found.updates == {"student": 200_000, "fake": 200_000}
+    assert (found.accumulate, len(seen)) == (16, 1)
     base, prompts = (next(line for line in found.missing if line.startswith(name)) for name in ("base", "prompts"))
     assert "networks of the size of SD3-medium without weights" in base
     assert "make them with" in prompts

@@ -273,11 +273,6 @@ def test_other_schedules_are_refused(family: Any, scheduler: dict[str, Any], mes
         make_predictor(None, family, scheduler)
 
 
-@pytest.mark.xfail(
-    raises=pytest.fail.Exception,
-    strict=True,
-    reason="base.make_predictor: rescale_betas_zero_snr and trained_betas are ignored",
-)
 @pytest.mark.parametrize("change", [{"rescale_betas_zero_snr": True}, {"trained_betas": [0.1, 0.2]}])
 def test_schedules_with_other_betas_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"rescale_betas_zero_snr|trained_betas"):
@@ -336,11 +331,6 @@ def test_absent_part_is_an_absent_base(foreign: Path, part: str) -> None:
         load_base(foreign, local_files_only=True)
 
 
-@pytest.mark.xfail(
-    raises=pytest.fail.Exception,
-    strict=True,
-    reason="base.load_base: from_pretrained without use_safetensors=True reads a pickle",
-)
 @pytest.mark.parametrize("part", ["transformer", "vae"])
 def test_weights_in_a_pickle_are_refused(foreign: Path, part: str) -> None:
     path = foreign / part / WEIGHTS

@@ -97,7 +97,6 @@ def test_codebook_and_attention_are_refused(autoencoder_config: AutoencoderConfi
         autoencoder_kl(network)
 
 
-@pytest.mark.xfail(raises=RuntimeError, strict=True, reason="vae.autoencoder_kl: z_channels is not checked")
 def test_other_width_before_the_quant_convolution_is_refused(autoencoder_config: AutoencoderConfig) -> None:
     network = VQAutoencoder(autoencoder_config.model_copy(update={"z_channels": 5}))
     with pytest.raises(ValueError, match="z_channels"):

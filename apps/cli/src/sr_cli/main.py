@@ -129,6 +129,10 @@ def upscale(
         int | None, typer.Option(help="side of the tiles in LR pixels, 0 for none \\[default: 256 for large pictures]")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
+    base: Annotated[
+        str | None,
+        typer.Option(help="base of a text-to-image student, where it is not at the place of its training"),
+    ] = None,
     offline: Offline = False,
 ) -> None:
     """Restore a photograph and enlarge it by the model's scale (4)."""
@@ -136,7 +140,7 @@ def upscale(
         go_offline()
     from sr_cli.upscaling import upscale_file
 
-    upscale_file(image, output, weights, steps=steps, seed=seed, tile=tile, device=device)
+    upscale_file(image, output, weights, steps=steps, seed=seed, tile=tile, device=device, base=base)
 
 
 def one_line(error: Exception) -> str:

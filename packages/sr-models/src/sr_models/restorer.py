@@ -69,8 +69,19 @@ class SuperResolver:
         model.to(self.device)
 
     @classmethod
-    def from_pretrained(cls, name: str | os.PathLike[str] = "tiny-student", device: torch.device | str = "cpu") -> Self:
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str] = "tiny-student",
+        device: torch.device | str = "cpu",
+        *,
+        base: str | None = None,
+    ) -> Self:
         """Load a shipped model by name or a model folder.
+
+        Args:
+            name: of the model.
+            device: where to compute.
+            base: where the base of a text-to-image student is; None: where it was in training.
 
         Raises:
             FileNotFoundError: no such model.
@@ -80,7 +91,9 @@ class SuperResolver:
             # diffusers is heavy and optional: only this family needs it
             from sr_models.t2i.folder import load_student
 
-            return cls(load_student(name), device)
+            return cls(load_student(name, base), device)
+        if base is not None:
+            raise ValueError(f"expected base=None for {str(name)!r}, which is not a student of a text-to-image model")
         return cls(store.load_model(name), device)
 
     @property

@@ -101,7 +101,11 @@ def load_base(
     if (Path(place) / store.CONFIG).is_file():
         store.check_files(Path(place))
     found = read_sizes(name, local_files_only=local_files_only)
-    options: dict[str, Any] = {"torch_dtype": dtype or torch.float32, "local_files_only": local_files_only}
+    options: dict[str, Any] = {
+        "torch_dtype": dtype or torch.float32,
+        "local_files_only": local_files_only,
+        "use_safetensors": True,  # never a pickle
+    }
     network, vae = (
         _asked(str(name), partial(kind.from_pretrained, place, subfolder=folder, **options))
         .requires_grad_(False)
@@ -172,6 +176,12 @@ def make_predictor(network: Any, family: Family, scheduler: Mapping[str, Any]) -
             f"expected a scheduler with beta_schedule=scaled_linear, got {scheduler.get('beta_schedule')!r}; "
             "give an SD2.1 model"
         )
+    for key in ("trained_betas", "rescale_betas_zero_snr"):
+        if scheduler.get(key):
+            raise ValueError(f"expected a scheduler without {key}, which changes the table; give an SD2.1 model")
+    # diffusers' own defaults are others than SD2's values; a configuration that lacks them is of something else
+    if missing := [key for key in ("beta_start", "beta_end") if key not in scheduler]:
+        raise ValueError(f"expected a scheduler with {', '.join(missing)}, got one without; give an SD2.1 model")
     schedule = DiffusionSchedule.scaled_linear(steps, scheduler["beta_start"], scheduler["beta_end"])
     prediction = scheduler.get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sr_models import store
@@ -111,8 +112,6 @@ def save_student(
         "family": base.family,
         "scale": student.scale,
         "tile": student.tile,
-        "rank": student.network_lora.rank,
-        "vae_rank": student.vae_lora.rank,
     }
     store.write_folder(folder, fill, {"kind": STUDENT, "t2i": fields}, about)
 
@@ -177,7 +176,10 @@ def _read_plain(path: Path, module: Any, recipe_of: Callable[[Any, int], LoRA]) 
     """Adapters under the names that they have in the module."""
     if not path.is_file():
         raise FileNotFoundError(f"expected adapters at {path}, got no such file; give a student's folder")
-    found = load_file(path)
+    try:
+        found = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"expected safetensors in {path}, got something else ({error}); restore the file") from error
     ranks = {value.shape[0] for name, value in found.items() if ".lora_A." in name}
     recipe = recipe_of(module, min(ranks, default=1))
     shapes = {name: tuple(value.shape) for name, value in found.items()}

@@ -159,8 +159,8 @@ class AdapterWeights(nn.Module):
     def showing(self, other: nn.Module) -> Iterator[None]:
         """Within it the networks compute with the values of another such module, afterwards with their own again."""
         own = {name: parameter.detach().clone() for name, parameter in self.named_parameters()}
-        self.load_state_dict(other.state_dict())
         try:
+            self.load_state_dict(other.state_dict())
             yield
         finally:
             self.load_state_dict(own)

@@ -73,6 +73,11 @@ def autoencoder_kl(autoencoder: VQAutoencoder) -> Any:
             "expected a continuous autoencoder without attention (num_codes=null, mid_attention=false), got "
             f"num_codes={config.num_codes}, mid_attention={config.mid_attention}; train one with the preset tiny"
         )
+    if config.z_channels != config.latent_channels:
+        raise ValueError(
+            f"expected an autoencoder with z_channels equal to latent_channels={config.latent_channels}, as diffusers' "
+            f"class has it, got {config.z_channels}; train one so"
+        )
     levels = len(config.channel_multipliers)
     vae = AutoencoderKL(
         in_channels=config.image_channels,
