@@ -1,7 +1,8 @@
 """Copy a run's model into the sr-models package: ``uv run python .ci/ship_model.py runs/RUN NAME [TABLE.md]``.
 
 The shipped ResShift teacher and student take their autoencoder from ``tiny-autoencoder`` beside them instead of
-carrying it twice more. TABLE.md, as ``sr-bench quality`` writes it for the 34 RealSR crops, is appended to the model card.
+carrying it twice more. TABLE.md, as ``sr-bench quality`` writes it for the 34 RealSR crops, is appended to the model
+card.
 """
 
 from __future__ import annotations
