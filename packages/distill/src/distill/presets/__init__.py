@@ -24,7 +24,7 @@ PRESETS: dict[str, dict[str, Callable[[], AnyRun]]] = {
         "sinsr-distill-only": paper.sinsr_distill_only,
     },
     "flow-teacher": {"tiny": t2i.flow_teacher},
-    "tsd": {"tiny": t2i.tsd, "sd3-paper": t2i.sd3_paper, "sd3-24gb": t2i.sd3_24gb},
+    "tsd": {"tiny": t2i.tsd, "sd3-paper": t2i.sd3_paper, "sd3-24gb": t2i.sd3_24gb, "sd21": t2i.sd21_tsd},
     "osediff": {"tiny": t2i.osediff, "sd21-paper": t2i.sd21_paper},
 }
 

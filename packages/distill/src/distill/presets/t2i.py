@@ -18,6 +18,8 @@ from distill.config import (
 )
 from distill.presets.tiny import VALIDATION
 
+SD21 = "stabilityai/stable-diffusion-2-1-base"
+
 
 def flow_teacher() -> FlowTeacherRun:
     """Return the run that made the shipped ``tiny-flow-teacher``: an SD3 transformer of 1.6 million parameters."""
@@ -120,13 +122,22 @@ def sd21_paper() -> OSEDiffRun:
         steps=100_000,
         optimizer=OptimizerConfig(lr=5e-5, betas=(0.9, 0.999), weight_decay=1e-2),
         fake_lr=5e-5,
-        base="stabilityai/stable-diffusion-2-1-base",
+        base=SD21,
         rank=4,
         vae_rank=4,
         fake_rank=4,
         student_prompt="own",
         **_large(),
     )
+
+
+def sd21_tsd() -> TSDRun:
+    """Return TSD-SR on SD2.1-base (TSD-SR Table 5); set ``data`` (photographs) and ``prompts.folder``.
+
+    Published is only that it was done. Objective and optimisation are those of ``sd3-paper``, on SD2.1 seen as a flow;
+    the layers with LoRA are OSEDiff's, with the ranks of TSD-SR.
+    """
+    return sd3_paper().model_copy(update={"preset": "sd21", "base": SD21})
 
 
 def _large() -> dict[str, Any]:

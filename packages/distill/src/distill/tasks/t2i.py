@@ -38,7 +38,7 @@ from sr_models.geometry import upsample
 from sr_models.t2i.base import Base, load_base
 from sr_models.t2i.folder import read_adapters, save_student
 from sr_models.t2i.lora import LoRA, add_lora, lora_parameters, only, osediff_fake, tsd_fake, tsd_student
-from sr_models.t2i.predictor import FlowPredictor, NoisePredictor
+from sr_models.t2i.predictor import FlowPredictor, NoisePredictor, as_flow
 from sr_models.t2i.prompts import DEFAULT, NULL, Prompt, PromptStore
 from sr_models.t2i.published import read_tsd
 from sr_models.t2i.student import AdapterWeights, T2IStudent, make_student
@@ -174,8 +174,6 @@ def open_prompts(config: T2IRun, base: Base) -> PromptStore:
 
 def make_networks(config: T2IRun, device: torch.device, own: Base, shared: Base, default: Prompt) -> T2INetworks:
     """Add the adapters of student, fake model and teacher to two copies of a base."""
-    if isinstance(config, TSDRun) and own.family != "sd3":
-        raise ValueError(f"expected a flow-matching base (SD3) for tsd, got {config.base!r}; it can train osediff")
     if config.teacher_lora is not None and own.family != "sd3":
         raise ValueError(f"expected teacher_lora=null for {config.base!r}: only SD3 teachers have published adapters")
     tile, prompt = config.data.hr_size // factor(own.vae), default.to(device)
@@ -268,15 +266,14 @@ class TSDMethod:
     def student_loss(self, batch: PromptedPairs, noise: SampleNoise, step: int) -> ObjectiveOutput:
         """The student's loss (Eq. 8)."""
         config, networks = self.config, self.networks
-        assert isinstance(networks.fake, FlowPredictor)
         draws = tsd.draw(batch, noise, *config.times, config.dasm.bias)
         one = tsd.StudentPass(
             networks.student,
             batch,
             draws.posterior,
             partial(decode, networks.vae),
-            networks.fake,
-            networks.teacher,
+            as_flow(networks.fake),
+            replace(networks.teacher, predict=as_flow(networks.fake)),
             draws,
             self.sampling(step),
             config.guidance,
@@ -287,10 +284,12 @@ class TSDMethod:
         return weighted_sum(one, [WeightedTerm(name, weights[name], known[name]) for name in known if name in weights])
 
     def fake_loss(self, batch: PromptedPairs, noise: SampleNoise) -> ObjectiveOutput:
-        """The fake model's loss (Eq. 9)."""
+        """The fake model's loss (Eq. 9): as published for flow matching, and the noise's error for SD2."""
         draws = prompted.draw_fake(batch, noise, *self.config.times)
         step = FakePass(self.networks.fake, self.networks.student, batch, draws)
-        return weighted_sum(step, [WeightedTerm("z_0", 1.0, tsd.fake_error)])
+        if isinstance(self.networks.fake, FlowPredictor):
+            return weighted_sum(step, [WeightedTerm("z_0", 1.0, tsd.fake_error)])
+        return weighted_sum(step, [WeightedTerm("prediction", 1.0, prompted.fake_error)])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from distill.config import T2IRun, TSDRun
+from distill.config import OSEDiffRun, T2IRun
 from distill.memory import fake_weights
 from distill.tasks.common import Task
 from distill.tasks.t2i import Prompts, make_networks, open_named_pairs, task_of
@@ -70,7 +70,7 @@ def _sizes(config: T2IRun, missing: list[str]) -> Sizes:
     try:
         return read_sizes(config.base, local_files_only=True)
     except FileNotFoundError:
-        family = "sd3" if isinstance(config, TSDRun) or "stable-diffusion-3" in config.base else "sd2"
+        family = "sd2" if "stable-diffusion-2" in config.base or isinstance(config, OSEDiffRun) else "sd3"
         name = {"sd3": "SD3-medium", "sd2": "SD2.1-base"}[family]
         missing.append(f"base: no {config.base!r} here: networks of the size of {name} without weights")
         return PUBLISHED["sd3" if family == "sd3" else "sd2"]

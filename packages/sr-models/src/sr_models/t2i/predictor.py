@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from resshift_core import DiffusionSchedule, FlowMatchingSchedule
@@ -165,6 +168,75 @@ class NoisePredictor:
     def target(self, x_0: Tensor, noise: Tensor) -> Tensor:
         """The noise."""
         return noise
+
+
+@dataclass(frozen=True)
+class FlowView:
+    """A noise predictor seen as a flow-matching one: the same network in other variables.
+
+    With z = a x_0 + s noise, z / (a + s) = (1 - sigma) x_0 + sigma noise for sigma = s / (a + s); its velocity is
+    noise - x_0. Euler steps are then deterministic DDIM steps. Index i here is T - 1 - i of the noise predictor.
+
+    Args:
+        predictor: the noise predictor.
+    """
+
+    predictor: NoisePredictor
+
+    @property
+    def network(self) -> Any:
+        """The network of the noise predictor."""
+        return self.predictor.network
+
+    @cached_property
+    def schedule(self) -> FlowMatchingSchedule:
+        """Table of sigma, noisiest first."""
+        signal, spread = self._scales
+        return FlowMatchingSchedule((spread / (signal + spread))[::-1])
+
+    @property
+    def num_steps(self) -> int:
+        """Length of the table."""
+        return self.predictor.num_steps
+
+    @property
+    def start(self) -> int:
+        """Index of the noisiest time."""
+        return 0
+
+    def __call__(self, z_t: Tensor, index: Tensor, prompt: Prompt) -> Tensor:
+        """Velocity noise - x_0 at z_t (B, C, H, W), a latent of this view, at index (B,)."""
+        signal, spread = self._scales
+        t = self.num_steps - 1 - index
+        width = torch.as_tensor(signal + spread, dtype=z_t.dtype, device=z_t.device)[t].reshape(-1, 1, 1, 1)
+        z = z_t * width
+        noise = self.predictor(z, t, prompt)
+        return noise - self.predictor.x_0(noise, z, t)
+
+    def noised(self, x_0: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        """(1 - sigma) x_0 + sigma noise."""
+        z_t: Tensor = self.schedule.interpolate(x_0, noise, index)
+        return z_t
+
+    def x_0(self, prediction: Tensor, z_t: Tensor, index: Tensor) -> Tensor:
+        """z_t - sigma velocity."""
+        x_0: Tensor = z_t - self.schedule.sigma(index, z_t) * prediction
+        return x_0
+
+    def target(self, x_0: Tensor, noise: Tensor) -> Tensor:
+        """The velocity noise - x_0."""
+        return noise - x_0
+
+    @property
+    def _scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """a and s at every t of the noise predictor."""
+        alphas = self.predictor.schedule.alphas_cumprod
+        return np.sqrt(alphas), np.sqrt(1 - alphas)
+
+
+def as_flow(predictor: FlowPredictor | NoisePredictor) -> FlowPredictor | FlowView:
+    """A predictor of velocities: itself, or the view of a noise predictor as one."""
+    return FlowView(predictor) if isinstance(predictor, NoisePredictor) else predictor
 
 
 def guided(predict: Predict, z_t: Tensor, index: Tensor, prompt: Prompt, null: Prompt, scale: float) -> Tensor:
