@@ -6,7 +6,8 @@ Euler steps and noise levels of the shifted table, with nothing of the package.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from distill.config import DASMConfig, RampConfig, TSDRun, TSDScheduleConfig
 from distill.noise import SampleNoise
 from distill.objectives import prompted, tsd
-from distill.objectives.prompted import FakeDraws, FakePass, PromptedPairs
+from distill.objectives.prompted import FakeDraws, FakePass, PromptedPairs, Switched
 from distill.tasks.t2i import TSDMethod
 from resshift_core import FlowMatchingSchedule, Gaussian
 from resshift_core.analytic import ideal_velocity
@@ -417,7 +418,7 @@ class Networks:
 
     student: Callable[..., Tensor]
     fake: Toy
-    teacher: Toy
+    teacher: Switched | None = None
     vae: None = None
 
 
@@ -426,7 +427,17 @@ def test_lambda_of_the_runs_loss_follows_its_ramp(batch: PromptedPairs, step: in
     schedule = TSDScheduleConfig(dasm_from=10, vsd_weight=RampConfig(start=0.9, end=0.1))
     config = run(terms={"distillation": 2.0}, schedule=schedule, guidance=3.0)
     z_hat = leaf()
-    networks = Networks(lambda *_: z_hat, toy(0.6), toy(1.1))
+    strength = torch.tensor(0.6, dtype=torch.float64)
+
+    @contextmanager
+    def teachers() -> Iterator[None]:
+        """The teacher's adapters on the fake model's network."""
+        strength.fill_(1.1)
+        yield
+        strength.fill_(0.6)
+
+    fake = toy(weight=strength)
+    networks = Networks(lambda *_: z_hat, fake, Switched(fake, teachers))
     noise = SampleNoise(3, range(B))
     found = method(config, networks).student_loss(batch, noise, step)
     draws = tsd.draw(batch, SampleNoise(3, range(B)), 50, 53, 3)
@@ -438,7 +449,7 @@ def test_lambda_of_the_runs_loss_follows_its_ramp(batch: PromptedPairs, step: in
 
 def test_the_fake_model_learns_at_the_times_of_the_configuration(batch: PromptedPairs) -> None:
     fake = toy(0.6)
-    networks = Networks(lambda *_: leaf(), fake, toy())
+    networks = Networks(lambda *_: leaf(), fake)
     found = method(run(), networks)
     for number in range(30):
         output = found.fake_loss(batch, SampleNoise(number, range(B)))

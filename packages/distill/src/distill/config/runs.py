@@ -287,6 +287,18 @@ class TSDRun(T2IRun):
     dasm: DASMConfig = DASMConfig()
     schedule: TSDScheduleConfig = TSDScheduleConfig()
 
+    @model_validator(mode="after")
+    def _something_to_learn_from(self) -> Self:
+        gone = set() if self.schedule.latent_mse_until is None else {"latent_mse"}
+        if 0 in (self.schedule.gamma_1.start, self.schedule.gamma_1.end):
+            gone |= {"lpips", "features"}
+        if not set(self.terms) - gone:
+            raise ValueError(
+                f"expected a term that holds all the time, got {', '.join(self.terms)}, all of which the schedule takes "
+                "away at times; add one, or set schedule.latent_mse_until=null"
+            )
+        return self
+
 
 class OSEDiffRun(T2IRun):
     """OSEDiff: variational score distillation with pixel MSE and LPIPS."""

@@ -176,6 +176,11 @@ def make_networks(config: T2IRun, device: torch.device, own: Base, shared: Base,
     """Add the adapters of student, fake model and teacher to two copies of a base."""
     if config.teacher_lora is not None and own.family != "sd3":
         raise ValueError(f"expected teacher_lora=null for {config.base!r}: only SD3 teachers have published adapters")
+    if config.times[1] >= own.predictor.num_steps:
+        raise ValueError(
+            f"expected times below {own.predictor.num_steps}, the length of the table, got {list(config.times)}; set "
+            "the second one lower"
+        )
     tile, prompt = config.data.hr_size // factor(own.vae), default.to(device)
     if isinstance(own.predictor, FlowPredictor):
         own.predictor.check_size(tile, tile)

@@ -103,7 +103,8 @@ def save_student(
                 write_tsd(path / name, module, next(iter(recipe.adapters)), dtype)
             else:
                 tensors = lora_parameters(module, recipe)
-                save_file({key: value.detach().cpu().to(dtype) for key, value in tensors.items()}, path / name)
+                plain = {key: value.detach().cpu().to(dtype).contiguous() for key, value in tensors.items()}
+                save_file(plain, path / name)
         save_prompt(path / PROMPTS, DEFAULT, student.prompt)
 
     fields = {
