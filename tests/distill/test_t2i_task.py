@@ -613,7 +613,7 @@ def test_what_can_be_known_beforehand_is_refused_before_training(bases: dict[str
 def test_a_run_goes_on_from_a_student(bases: dict[str, Path], tmp_path: Path) -> None:
     """Its first picture is the last one of the run before, in both families."""
     for family in ("sd3", "sd2"):
-        parts, lr, wanted = trained(bases[family])
+        parts, _, wanted = trained(bases[family])
         parts.task.save(tmp_path / family, {})
         continued = build(run(bases[family], start=tmp_path / family))
         found = continued.task.evaluate().pictures["student 1 step, before"]

@@ -294,8 +294,8 @@ class TSDRun(T2IRun):
             gone |= {"lpips", "features"}
         if not set(self.terms) - gone:
             raise ValueError(
-                f"expected a term that holds all the time, got {', '.join(self.terms)}, all of which the schedule takes "
-                "away at times; add one, or set schedule.latent_mse_until=null"
+                f"expected a term that holds all the time, got {', '.join(self.terms)}, which the schedule takes away at "
+                "times; add one, or set schedule.latent_mse_until=null"
             )
         return self
 
