@@ -269,3 +269,23 @@ sys.exit(" ".join({"torch", "numpy", "diffusers", "transformers", "huggingface_h
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "--captions" in done.stdout
+
+
+def test_a_stored_prompt_is_never_kept_in_place_of_the_one_given(run: Any, tmp_path: Path) -> None:
+    """Also not where nobody knows what its text was."""
+    folders = [tmp_path / name for name in ("first", "second", "null")]
+    for number, folder in enumerate(folders):
+        folder.mkdir()
+        torch.save(torch.full((1, 5, 8), float(number)), folder / "prompt_embeds.pt")
+        torch.save(torch.full((1, 6), float(number)), folder / "pool_embeds.pt")
+    first, second, null = folders
+    command = ["sr-distill", "data", "prompts", "--null-published", null, "--out", tmp_path / "out"]
+    assert run(*command, "--published", first).code == 0
+    again = run(*command, "--published", first)
+    assert (again.code, "kept 2" in again.out) == (0, True)
+    refused = run(*command, "--published", second)
+    assert refused.code == 2
+    assert "expected the prompt 'default'" in refused.err
+    asked = run("sr-distill", "data", "prompts", "--default", "a photo", "--out", tmp_path / "out")
+    assert asked.code == 2
+    assert "holds a prompt of unknown text" in asked.err

@@ -34,8 +34,8 @@ def prompts(
         str | None, typer.Option(metavar="TEXT", help="prompt of the student; without it the one that TSD-SR publishes")
     ] = None,
     null: Annotated[
-        str, typer.Option(metavar="TEXT", help="prompt of classifier-free guidance, the empty text unless given")
-    ] = "",
+        str | None, typer.Option(metavar="TEXT", help="prompt of classifier-free guidance, the empty text unless given")
+    ] = None,
     captions: Annotated[
         Path | None,
         typer.Option(help="CSV or JSONL file with image and caption, or a folder of NAME.txt: a prompt per image"),
@@ -64,18 +64,20 @@ def prompts(
         for name, folder in ((DEFAULT, published), (NULL, null_published))
         if folder is not None
     }
-    texts = {DEFAULT: DEFAULT_TEXT if default is None else default, NULL: null}
+    texts = {DEFAULT: DEFAULT_TEXT if default is None else default, NULL: null or ""}
+    asked = {name for name, text in ((DEFAULT, default), (NULL, null)) if text is not None}
     if captions is not None:
         texts |= read_captions(captions)
     for name in ready:
         del texts[name]
-    _write_prompts(out, ready, texts, base, offline=offline, device=device, dtype=dtype)
+    _write_prompts(out, ready, texts, asked, base, offline=offline, device=device, dtype=dtype)
 
 
 def _write_prompts(
     out: Path,
     ready: dict[str, Prompt],
     texts: dict[str, str],
+    asked: set[str],
     base: str | None,
     *,
     offline: bool,
@@ -86,11 +88,11 @@ def _write_prompts(
     from rich.console import Console
     from rich.progress import track
 
-    from sr_models.t2i.prompts import DTYPES, PromptStore, prompt_path, save_prompt
+    from sr_models.t2i.prompts import DTYPES, PromptStore, prompt_path, read_prompt, save_prompt
 
     if dtype not in DTYPES:
         raise ValueError(f"expected --dtype {', '.join(DTYPES)}, got {dtype!r}; use one of them")
-    missing = {text: names for text, names in _by_text(out, texts).items() if names}
+    missing = {text: names for text, names in _by_text(out, texts, asked).items() if names}
     if missing and base is None:
         raise ValueError(
             "expected --base, a diffusers folder or hub id, to encode text with, got none; give it, "
@@ -101,6 +103,11 @@ def _write_prompts(
         if not prompt_path(out, name).is_file():
             save_prompt(out, name, prompt, DTYPES[dtype])
             written.append(name)
+        elif not _same(read_prompt(out, name), prompt):
+            raise ValueError(
+                f"expected the prompt {name!r} of {out} to be the one given, got another; remove "
+                f"{prompt_path(out, name)} or give another --out"
+            )
     if missing:
         encoders = _text_encoders(str(base), offline=offline, device=device, dtype=dtype)
         console = Console(stderr=True)
@@ -115,6 +122,16 @@ def _write_prompts(
     print(f"{out}: wrote {len(written)} prompts ({size:.1f} MB)" + (f", kept {kept} that were there" if kept else ""))
 
 
+def _same(stored: Prompt, given: Prompt) -> bool:
+    """Whether a stored prompt is the given one, in the precision in which it is stored."""
+    import torch
+
+    given = given.to(dtype=stored.embeds.dtype)
+    if stored.shape != given.shape or not torch.equal(stored.embeds, given.embeds):
+        return False
+    return stored.pooled is None or given.pooled is None or torch.equal(stored.pooled, given.pooled)
+
+
 def _text_encoders(base: str, *, offline: bool, device: str, dtype: str) -> Any:
     from distill.ranks import choose_device
     from sr_models.t2i.prompts import DTYPES
@@ -125,17 +142,21 @@ def _text_encoders(base: str, *, offline: bool, device: str, dtype: str) -> Any:
     )
 
 
-def _by_text(out: Path, texts: dict[str, str]) -> dict[str, list[str]]:
-    """Names whose prompt is still to be made, by text: what is said twice is encoded once."""
+def _by_text(out: Path, texts: dict[str, str], asked: set[str]) -> dict[str, list[str]]:
+    """Names whose prompt is still to be made, by text: what is said twice is encoded once.
+
+    A stored prompt without its text, as published ones are, is kept unless its text was ``asked`` for.
+    """
     from sr_models.t2i.prompts import prompt_path, prompt_text
 
     groups: dict[str, list[str]] = {}
     for name, text in texts.items():
         if not prompt_path(out, name).is_file():
             groups.setdefault(text, []).append(name)
-        elif (known := prompt_text(out, name)) is not None and known != text:
+        elif (known := prompt_text(out, name)) != text and (known is not None or name in asked):
+            held = "unknown text" if known is None else repr(known)
             raise ValueError(
-                f"expected the text of {name!r} to be as before, got {text!r} while {out} holds a prompt of {known!r}; "
+                f"expected the text of {name!r} to be as before, got {text!r} while {out} holds a prompt of {held}; "
                 f"remove {prompt_path(out, name)} or give another --out"
             )
     return groups

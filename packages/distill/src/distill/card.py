@@ -26,6 +26,12 @@ TITLES = {
 }
 
 
+def _licence(summary: Mapping[str, Any]) -> str:
+    """Of the data, and of the base that adapters belong to."""
+    base = "that of its base; for the rest: " if "base" in summary["notes"] else ""
+    return base + LICENCE[summary["data"]]
+
+
 def write_card(folder: Path, summary: Mapping[str, Any], sha256: Mapping[str, str]) -> None:
     """Write the model card.
 
@@ -45,7 +51,7 @@ def write_card(folder: Path, summary: Mapping[str, Any], sha256: Mapping[str, st
         "trained parameters": parameters,
         "data": f"{summary['data']} images",
         **summary["notes"],
-        "licence": LICENCE[summary["data"]],
+        "licence": _licence(summary),
         **{f"sha256 of {name}": f"`{digest}`" for name, digest in sha256.items()},
     }
     lines = [f"# {TITLES[summary['task']]} ({summary['preset']})", "", "| | |", "| --- | --- |"]

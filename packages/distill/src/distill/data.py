@@ -60,11 +60,13 @@ class TrainingData:
         batches: endless micro-batches of one process: (micro-batch size, first sample, rank=, world=) -> iterator.
         pairs: from a batch and the numbers of its samples to LR and HR, pixels [-1, 1].
         name: of the file that sample i is cut from, without suffix; None: the images have no names.
+        names: of all files.
     """
 
     batches: Callable[..., Iterator[Any]]
     pairs: Callable[[Any, range], tuple[Tensor, Tensor]]
     name: Callable[[int], str] | None = None
+    names: Callable[[], list[str]] | None = None
 
 
 def open_pairs(run: RunConfig, scale: int) -> TrainingData:
@@ -78,13 +80,13 @@ def open_pairs(run: RunConfig, scale: int) -> TrainingData:
         low_resolution_size(data.hr_size, scale)
         return TrainingData(_streamed(run, run.seed), degraded)
     source = build_source(data, run.seed, data.hr_size, scale, POOL_BATCHES * run.batch_size)
-    name = source.name if isinstance(source, HRFolder | PairedFolder) else None
+    named = (source.name, source.names) if isinstance(source, HRFolder | PairedFolder) else ()
     if not isinstance(source, PairSource) and data.degrade_on == "device":
         low_resolution_size(data.hr_size, scale)
-        return TrainingData(_loader(TrainingImages(source, data.hr_size), data), degraded, name)
+        return TrainingData(_loader(TrainingImages(source, data.hr_size), data), degraded, *named)
     degradation = None if isinstance(source, PairSource) else data.degradation
     pairs = TrainingPairs(source, data.hr_size, scale, degradation, run.seed)
-    return TrainingData(_loader(pairs, data), lambda batch, _: tuple(batch), name)
+    return TrainingData(_loader(pairs, data), lambda batch, _: tuple(batch), *named)
 
 
 def open_images(run: RunConfig) -> TrainingData:

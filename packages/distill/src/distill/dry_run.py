@@ -71,9 +71,13 @@ def plan(config: AnyRun) -> Plan:
         open_pairs(config, model.config.scale)
         task: Task = build_distillation(_on_generated(config), accelerator, model)
     elif isinstance(config, T2IRun):
+        from distill.tasks.t2i import open_named_pairs
         from distill.tasks.t2i_dry_run import empty_task
 
-        open_pairs(config, config.scale)
+        try:
+            open_named_pairs(config)
+        except ValueError as error:
+            missing.append(f"data: {error}")
         empty = empty_task(_on_generated(config), accelerator, missing)
         task, frozen, mode = empty.task, empty.frozen, empty.mode
     else:

@@ -6,6 +6,7 @@ is downloaded where there is a network. Offline it is a file that the user names
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 from dataclasses import dataclass
@@ -154,6 +155,8 @@ def _fetched(net: Net) -> Path:
     path = known.path()
     if not path.is_file():
         try:
+            if os.environ.get("HF_HUB_OFFLINE"):
+                raise OSError("offline, as asked for")
             weights.get_state_dict(progress=True, check_hash=True)
         except (URLError, OSError, RuntimeError) as error:
             raise FileNotFoundError(

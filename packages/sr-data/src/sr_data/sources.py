@@ -159,7 +159,11 @@ class HRFolder:
 
     def name(self, index: int) -> str:
         """Return the path in the folder, without suffix, of the file that crop `index` >= 0 is cut from."""
-        return self.paths[self.position(index)].relative_to(self.paths.folder).with_suffix("").as_posix()
+        return _name_of(self.paths, self.position(index))
+
+    def names(self) -> list[str]:
+        """Return the names of all files, sorted."""
+        return [_name_of(self.paths, position) for position in range(len(self.paths))]
 
     def position(self, index: int) -> int:
         """Return which of the sorted files crop `index` >= 0 is cut from."""
@@ -167,6 +171,10 @@ class HRFolder:
         if self._order is None or self._order[0] != epoch:
             self._order = (epoch, _numbers(self.seed, 0, epoch).permutation(len(self.paths)))
         return int(self._order[1][place])
+
+
+def _name_of(paths: ImageFiles, position: int) -> str:
+    return paths[position].relative_to(paths.folder).with_suffix("").as_posix()
 
 
 def checked_positions(files: int) -> list[int]:
@@ -241,6 +249,10 @@ class PairedFolder:
     def name(self, index: int) -> str:
         """Return the name of pair `index`, as `HRFolder.name`."""
         return self._hr.name(index)
+
+    def names(self) -> list[str]:
+        """Return the names of all pairs, sorted."""
+        return self._hr.names()
 
     def pair(self, index: int, hr_size: int) -> tuple[Pixels, Pixels]:
         """Return aligned crops number `index` >= 0: (hr_size, hr_size, 3) and hr_size / scale, uint8."""

@@ -167,7 +167,7 @@ class SuperResolver:
         return sr[..., : height * self.scale, : width * self.scale]
 
     def _restore_whole(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
-        """Restore LR images of whole multiples; ``noise`` as from :meth:`_noise`."""
+        """Restore LR images of whole multiples; ``noise`` as in :meth:`Restorable.noise_shape`."""
         return self.model.restore(lr.to(self.device), noise.to(self.device), steps).clamp(-1, 1).cpu()
 
     def _restore_tiles(self, lr: Tensor, noise: Tensor, steps: int, tile: int) -> Tensor:

@@ -259,7 +259,7 @@ class T2IRun(TermsRun):
     fake_updates: int = Field(default=1, ge=1, description="of the fake model, for one of the student")
     guidance: float = Field(default=7.5, ge=1, description="scale of classifier-free guidance; 1: none")
     prompts: PromptsConfig = PromptsConfig()
-    times: tuple[int, int] = Field(description="first and last index of the times that are drawn for the student")
+    times: tuple[int, int] = Field(description="first and last index of the times that are drawn")
 
     @model_validator(mode="after")
     def _times_in_order(self) -> Self:
@@ -289,13 +289,20 @@ class TSDRun(T2IRun):
 
     @model_validator(mode="after")
     def _something_to_learn_from(self) -> Self:
+        for name in ("latent_mse_until", "dasm_from"):
+            at = getattr(self.schedule, name)
+            if at is not None and at > self.steps:
+                raise ValueError(
+                    f"expected schedule.{name} of at most steps={self.steps}, got {at}: the run would end before; set "
+                    f"schedule.latent_mse_until and schedule.dasm_from, to null for never"
+                )
         gone = set() if self.schedule.latent_mse_until is None else {"latent_mse"}
         if 0 in (self.schedule.gamma_1.start, self.schedule.gamma_1.end):
             gone |= {"lpips", "features"}
         if not set(self.terms) - gone:
             raise ValueError(
-                f"expected a term that holds all the time, got {', '.join(self.terms)}, which the schedule takes away at "
-                "times; add one, or set schedule.latent_mse_until=null"
+                f"expected a term that holds all the time, got {', '.join(self.terms)}, which the schedule takes away "
+                "at times; add one, or set schedule.latent_mse_until=null"
             )
         return self
 
@@ -308,7 +315,7 @@ class OSEDiffRun(T2IRun):
         default={"distillation": 1.0, "lpips": 2.0, "pixel_mse": 1.0},
         description="weights of the student's loss terms",
     )
-    times: tuple[int, int] = (20, 980)
+    times: tuple[int, int] = (20, 979)
     student_prompt: Literal["default", "own"] = Field(
         default="default", description="what the student gets in training; in use it gets the default"
     )

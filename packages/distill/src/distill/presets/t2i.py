@@ -19,6 +19,7 @@ from distill.config import (
 from distill.presets.tiny import VALIDATION
 
 SD21 = "stabilityai/stable-diffusion-2-1-base"
+FLOAT32: dict[str, Any] = {"precision": "fp32", "base_dtype": None}
 
 
 def flow_teacher() -> FlowTeacherRun:
@@ -112,10 +113,12 @@ def sd21_paper() -> OSEDiffRun:
     """Return OSEDiff on SD2.1-base as published; set ``data`` (photographs) and ``prompts.folder``.
 
     Published: HR of 512x512, batch 16, AdamW 5e-5 with weight decay 0.01 for both, gradient norm 1, ranks of 4, times
-    20..980, guidance 7.5 for the teacher alone, pixel MSE 1, LPIPS (VGG) 2, VSD 1, 100,000 updates; the student gets
-    each image's own prompt. Its guidance is away from a negative prompt: encode that text as ``null``.
+    20..979, guidance 7.5 for the teacher alone, pixel MSE 1, LPIPS (VGG) 2, VSD 1, 100,000 updates. Its guidance is
+    away from a negative prompt: encode that text as ``null`` (docs/text-to-image.md).
 
-    Ours: bfloat16 instead of float16, and an average of the weights.
+    Ours: float32 instead of float16 (x_0 of the noisiest time amplifies the noise's rounding 15 times), the default
+    prompt for the student, since nothing tags the image in use (``student_prompt=own`` is as published), and an average
+    of the weights.
     """
     return OSEDiffRun(
         preset="sd21-paper",
@@ -126,8 +129,7 @@ def sd21_paper() -> OSEDiffRun:
         rank=4,
         vae_rank=4,
         fake_rank=4,
-        student_prompt="own",
-        **_large(),
+        **{**_large(), **FLOAT32},
     )
 
 
@@ -135,9 +137,10 @@ def sd21_tsd() -> TSDRun:
     """Return TSD-SR on SD2.1-base (TSD-SR Table 5); set ``data`` (photographs) and ``prompts.folder``.
 
     Published is only that it was done. Objective and optimisation are those of ``sd3-paper``, on SD2.1 seen as a flow;
-    the layers with LoRA are OSEDiff's, with the ranks of TSD-SR.
+    the adapters are OSEDiff's (rank 4, scaled by 2), in float32.
     """
-    return sd3_paper().model_copy(update={"preset": "sd21", "base": SD21})
+    ranks = {"rank": 4, "vae_rank": 4, "fake_rank": 4}
+    return sd3_paper().model_copy(update={"preset": "sd21", "base": SD21, **ranks, **FLOAT32})
 
 
 def _large() -> dict[str, Any]:

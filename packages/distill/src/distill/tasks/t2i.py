@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from distill.noise import SampleNoise
 from distill.objectives import flow, osediff, prompted, terms, tsd
 from distill.objectives.output import ObjectiveOutput, TermValue, WeightedTerm, weighted_sum
 from distill.objectives.prompted import FakePass, PromptedPairs, Switched
-from distill.prompting import detail_names
+from distill.prompting import DETAIL, detail_names
 from distill.tasks.common import (
     Task,
     averaged,
@@ -32,13 +32,14 @@ from distill.tasks.common import (
     place,
     restore,
     set_up,
+    weighted_terms,
 )
 from distill.trainer import Player, Trainer
 from sr_models.geometry import upsample
 from sr_models.t2i.base import Base, load_base
 from sr_models.t2i.folder import read_adapters, save_student
 from sr_models.t2i.lora import LoRA, add_lora, lora_parameters, only, osediff_fake, tsd_fake, tsd_student
-from sr_models.t2i.predictor import FlowPredictor, NoisePredictor, as_flow
+from sr_models.t2i.predictor import FlowPredictor, FlowView, NoisePredictor, as_flow
 from sr_models.t2i.prompts import DEFAULT, NULL, Prompt, PromptStore
 from sr_models.t2i.published import read_tsd
 from sr_models.t2i.student import AdapterWeights, T2IStudent, make_student
@@ -84,6 +85,7 @@ def t2i_task(config: T2IRun, accelerator: Accelerator) -> Task:
     data = open_named_pairs(config)
     own, shared = load(config), load(config)
     store = open_prompts(config, own)
+    check_prompts(config, store, data)
     networks = make_networks(config, accelerator.device, own, shared, store[DEFAULT])
     return task_of(config, accelerator, networks, store, data)
 
@@ -97,6 +99,25 @@ def open_named_pairs(config: T2IRun) -> TrainingData:
             "no names; set prompts.own=default, or prompts.own=detail with the small teacher"
         )
     return data
+
+
+def check_prompts(config: T2IRun, store: PromptStore, data: TrainingData) -> None:
+    """Refuse a run whose images have prompts that are not there, before it begins.
+
+    Raises:
+        ValueError: names the first of them.
+    """
+    wanted: Sequence[str] = ()
+    if config.prompts.own == "name" and data.names is not None:
+        wanted, remedy = data.names(), "encode its caption with: sr-distill data prompts --captions"
+    elif config.prompts.own == "detail":
+        wanted, remedy = DETAIL, "set prompts.own=name or prompts.own=default"
+    missing = [name for name in wanted if name not in store]
+    if missing:
+        raise ValueError(
+            f"expected a prompt for every image in {store.folder}, got none for {len(missing)} of {len(wanted)} "
+            f"({missing[0]!r}, ...); {remedy}"
+        )
 
 
 def task_of(
@@ -135,7 +156,8 @@ def task_of(
     ]
     prepare = partial(_prepare, config, networks, store, data)
     run.trainer = make_trainer(players, data, prepare, config, accelerator, method.time_bins)
-    return _task(config, networks, players[0], run.trainer, notes_on(perceptual))
+    notes = {**notes_on(perceptual), "base": f"{config.base}, whose licence applies to what is derived from it"}
+    return _task(config, networks, players[0], run.trainer, notes)
 
 
 class Prompts(Protocol):
@@ -176,6 +198,13 @@ def make_networks(config: T2IRun, device: torch.device, own: Base, shared: Base,
     """Add the adapters of student, fake model and teacher to two copies of a base."""
     if config.teacher_lora is not None and own.family != "sd3":
         raise ValueError(f"expected teacher_lora=null for {config.base!r}: only SD3 teachers have published adapters")
+    if config.base_dtype is not None and own.family == "sd2":
+        raise ValueError(
+            f"expected base_dtype=null for {config.base!r}, got {config.base_dtype}: conv_in is trained whole, and "
+            "small updates are lost in half precision; use precision instead"
+        )
+    if wrong := own.mismatch(default):
+        raise ValueError(f"expected prompts for {config.base!r}: {wrong}; make them with: sr-distill data prompts")
     if config.times[1] >= own.predictor.num_steps:
         raise ValueError(
             f"expected times below {own.predictor.num_steps}, the length of the table, got {list(config.times)}; set "
@@ -197,6 +226,11 @@ def make_networks(config: T2IRun, device: torch.device, own: Base, shared: Base,
                 f"{config.rank} and {config.vae_rank}; set them so"
             )
     network = shared.predictor.network
+    if config.data.hr_size % student.pixel_multiple:
+        raise ValueError(
+            f"expected data.hr_size as a multiple of {student.pixel_multiple} for {config.base!r}, got "
+            f"{config.data.hr_size}; change it"
+        )
     if config.teacher_lora is not None:
         read_tsd(config.teacher_lora, network, TEACHER, tsd_student)
     recipe = fake_recipe(config, shared)
@@ -251,6 +285,11 @@ class TSDMethod:
     known: Terms
     time_bins: int = flow.TIME_BINS
 
+    @cached_property
+    def flow(self) -> FlowPredictor | FlowView:
+        """The network that teacher and fake model share, as a flow."""
+        return as_flow(self.networks.fake)
+
     def sampling(self, step: int) -> tsd.Sampling:
         """DASM from its first step on, plain TSD before."""
         start, dasm = self.config.schedule.dasm_from, self.config.dasm
@@ -277,16 +316,15 @@ class TSDMethod:
             batch,
             draws.posterior,
             partial(decode, networks.vae),
-            as_flow(networks.fake),
-            replace(networks.teacher, predict=as_flow(networks.fake)),
+            self.flow,
+            replace(networks.teacher, predict=self.flow),
             draws,
             self.sampling(step),
             config.guidance,
         )
         vsd_weight = config.schedule.vsd_weight.at(step / config.steps)
         known: Terms = {"distillation": tsd.Distillation(vsd_weight, config.parameterisation), **self.known}
-        weights = self.weights(step)
-        return weighted_sum(one, [WeightedTerm(name, weights[name], known[name]) for name in known if name in weights])
+        return weighted_sum(one, weighted_terms(self.weights(step), known))
 
     def fake_loss(self, batch: PromptedPairs, noise: SampleNoise) -> ObjectiveOutput:
         """The fake model's loss (Eq. 9): as published for flow matching, and the noise's error for SD2."""
@@ -321,8 +359,7 @@ class OSEDiffMethod:
             self.config.guidance,
         )
         known: Terms = {"distillation": osediff.distillation, **self.known}
-        weights = self.config.weights
-        return weighted_sum(one, [WeightedTerm(name, weights[name], known[name]) for name in known if name in weights])
+        return weighted_sum(one, weighted_terms(self.config.weights, known))
 
     def fake_loss(self, batch: PromptedPairs, noise: SampleNoise) -> ObjectiveOutput:
         """The fake model's own training loss, at any time of the table."""

@@ -49,6 +49,10 @@ class _OnePrompt:
 
 def empty_task(config: T2IRun, accelerator: Accelerator, missing: list[str]) -> EmptyTask:
     """Build a run without loading its base; what is not here yet is added to ``missing``."""
+    for name in ("teacher_lora", "start"):
+        place = getattr(config, name)
+        if place is not None and not place.exists():
+            missing.append(f"{name}: nothing at {place}")
     found = _sizes(config, missing)
     store = _prompts(config, found, missing)
     dtype = getattr(torch, config.base_dtype) if config.base_dtype else None
@@ -70,7 +74,9 @@ def _sizes(config: T2IRun, missing: list[str]) -> Sizes:
     try:
         return read_sizes(config.base, local_files_only=True)
     except FileNotFoundError:
-        family = "sd2" if "stable-diffusion-2" in config.base or isinstance(config, OSEDiffRun) else "sd3"
+        usual = "stable-diffusion-2" if isinstance(config, OSEDiffRun) else "stable-diffusion-3"
+        known = [name for name in ("stable-diffusion-3", "stable-diffusion-2") if name in config.base] or [usual]
+        family = "sd3" if known[0].endswith("3") else "sd2"
         name = {"sd3": "SD3-medium", "sd2": "SD2.1-base"}[family]
         missing.append(f"base: no {config.base!r} here: networks of the size of {name} without weights")
         return PUBLISHED["sd3" if family == "sd3" else "sd2"]

@@ -17,6 +17,7 @@ from resshift_core import DiffusionSchedule, FlowMatchingSchedule
 from sr_models import store
 from sr_models.t2i import sizes
 from sr_models.t2i.predictor import FlowPredictor, NoisePredictor
+from sr_models.t2i.prompts import Prompt
 
 Family = Literal["sd3", "sd2"]
 
@@ -47,6 +48,18 @@ class Base:
     vae: Any
     scheduler: Mapping[str, Any]
     prompts: Path | None = None
+
+    def mismatch(self, prompt: Prompt) -> str:
+        """What is wrong with a prompt for this network; empty when it fits."""
+        config = self.predictor.network.config
+        if self.family == "sd3":
+            width, pooled = config.joint_attention_dim, (config.pooled_projection_dim,)
+        else:
+            width, pooled = config.cross_attention_dim, None
+        (_, found), found_pooled = prompt.shape
+        if (found, found_pooled) == (width, pooled):
+            return ""
+        return f"tokens of {width} and pooled {pooled}, got {found} and {found_pooled}"
 
 
 def find_base(name: str | os.PathLike[str]) -> str:

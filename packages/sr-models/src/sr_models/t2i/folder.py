@@ -137,6 +137,10 @@ def load_student(
         raise ValueError(f"expected a student of a text-to-image model in {folder}, got kind {content['kind']!r}")
     fields = content["t2i"]
     place = base or fields["base"]
+    if fields["base_sha256"] is not None and not Path(find_base(place)).is_dir():
+        raise FileNotFoundError(
+            f"expected the base of {folder} at {place!r}, got no such folder; say where it is with --base (base=)"
+        )
     if fields["base_sha256"] not in (None, _base_sha256(place)):
         raise ValueError(f"expected the base that {folder} was trained on, got another {place!r}; give that version")
     loaded = load_base(place, local_files_only=local_files_only)

@@ -57,12 +57,16 @@ class T2IStudent:
         return int(self.base.vae.config.latent_channels)
 
     @property
-    def lr_multiple(self) -> int:
-        """LR sides have to be multiples of this, so that the latent fits the patches, or the U-Net's levels."""
+    def pixel_multiple(self) -> int:
+        """HR sides have to be multiples of this, so that the latent fits the patches, or the U-Net's levels."""
         network = self.base.predictor.network.config
         latent = network.patch_size if self.base.family == "sd3" else 2 ** (len(network.block_out_channels) - 1)
-        pixels = int(latent) * factor(self.base.vae)
-        return pixels // math.gcd(pixels, self.scale)
+        return int(latent) * factor(self.base.vae)
+
+    @property
+    def lr_multiple(self) -> int:
+        """LR sides have to be multiples of this."""
+        return self.pixel_multiple // math.gcd(self.pixel_multiple, self.scale)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """All trained tensors: the network's under ``network.``, the encoder's under ``vae.``."""
