@@ -605,6 +605,14 @@ def test_what_can_be_known_beforehand_is_refused_before_training(bases: dict[str
     with pytest.raises(ValueError, match="expected a term that holds all the time, got latent_mse"):
         run(bases["sd3"], **alone, schedule=TSDScheduleConfig(latent_mse_until=1))
     run(bases["sd3"], **alone)
+    for name in ("latent_mse_until", "dasm_from"):
+        with pytest.raises(ValueError, match=f"expected schedule.{name} of at most steps=2, got 3: the run would end"):
+            run(bases["sd3"], schedule=TSDScheduleConfig(**{name: 3}))
+        run(bases["sd3"], schedule=TSDScheduleConfig(**{name: 2}))
+    with pytest.raises(ValueError, match=r"expected base_dtype=null for .*sd2.*: conv_in is trained whole"):
+        build(run(bases["sd2"], base_dtype="bfloat16"))
+    with pytest.raises(ValueError, match=r"expected data.hr_size as a multiple of 4 for .*sd2.*, got 18; change it"):
+        build(run(bases["sd2"], data=DataConfig(hr_size=18, image_size=64, workers=0), scale=2))
     ramp = RampConfig(start=0, end=1)
     with pytest.raises(ValueError, match="expected a term that holds all the time, got features"):
         run(bases["sd3"], terms={"features": 1.0}, schedule=TSDScheduleConfig(gamma_1=ramp))
@@ -621,3 +629,41 @@ def test_a_run_goes_on_from_a_student(bases: dict[str, Path], tmp_path: Path) ->
         continued.task.trainer.run_step()
         with pytest.raises(ValueError, match="expected rank=2 and vae_rank=3, those of the student in"):
             build(run(bases[family], start=tmp_path / family, rank=1))
+
+
+def test_prompts_of_another_base_are_refused(bases: dict[str, Path]) -> None:
+    for one, other in (("sd3", "sd2"), ("sd2", "sd3")):
+        prompts = PromptsConfig(folder=bases[other] / "prompts", own="detail")
+        with pytest.raises(ValueError, match=r"expected prompts for .*: tokens of 12 and pooled .*, got 12 and"):
+            build(run(bases[one], prompts=prompts))
+
+
+def test_images_without_a_prompt_are_named_before_training(bases: dict[str, Path], tmp_path: Path) -> None:
+    pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
+    for name in ("fine.png", "other.png"):
+        write_image(tmp_path / "photos" / name, pixels)
+    data = DataConfig(source="folder", hr_folder=tmp_path / "photos", hr_size=SIZE, workers=0)
+    with pytest.raises(
+        ValueError, match=r"a prompt for every image in .*, got none for 1 of 2 \('other', ...\); encode"
+    ):
+        build(run(bases["sd3"], data=data, prompts=PromptsConfig(own="name")))
+
+
+def test_a_base_that_is_gone_is_said_to_be_gone(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name was relative, and is looked for somewhere else."""
+    monkeypatch.chdir(tmp_path)
+    prompts = {name: prompt("sd3", number) for number, name in enumerate((DEFAULT, NULL, *DETAIL))}
+    save_flow_base(load_base(bases["sd3"]), prompts, Path("ours-sd3"), about={})
+    parts, lr, wanted = trained(Path("ours-sd3"))
+    parts.task.save(tmp_path / "student", {})
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(
+        FileNotFoundError, match=r"expected the base of .*student at 'ours-sd3', got no such folder; .*--base"
+    ):
+        SuperResolver.from_pretrained(tmp_path / "student")
+    moved = SuperResolver.from_pretrained(tmp_path / "student", base=str(tmp_path / "ours-sd3"))
+    found = moved.restore(lr, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

@@ -21,7 +21,7 @@ KNOWN: dict[str, list[str] | None] = {
     # command of a README -> options that make it small; None: too large for here, a test of its own runs it on less
     "sr-distill train rsd": SMALL,
     "sr-distill train teacher": SMALL,
-    "sr-distill train tsd": SMALL,
+    "sr-distill train tsd": [*SMALL, "--set", "schedule.latent_mse_until=0", "--set", "schedule.dasm_from=0"],
     "sr-distill train autoencoder": SMALL,
     "sr-distill train rsd --print-config": [],
     "sr-distill train rsd --data photos/ --steps 1000 --set optimizer.lr=5e-5": SMALL,
