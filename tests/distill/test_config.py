@@ -9,7 +9,18 @@ from typing import Any
 import pytest
 import yaml
 
-from distill.config import AnyRun, AutoencoderRun, RSDRun, TeacherRun, parse_assignment, read_yaml, resolve, to_yaml
+from distill.config import (
+    AnyRun,
+    AutoencoderRun,
+    OSEDiffRun,
+    RSDRun,
+    TeacherRun,
+    TSDRun,
+    parse_assignment,
+    read_yaml,
+    resolve,
+    to_yaml,
+)
 from distill.presets import PRESETS, describe_presets, preset
 from sr_models import SwinUNet, VQAutoencoder, presets
 
@@ -49,6 +60,32 @@ def test_the_published_presets_are_as_published() -> None:
     assert rsd.terms == {"distillation": 1, "lpips": 2, "gan": 3e-3}
     assert (rsd.data.hr_size, rsd.precision, rsd.autoencoder_dtype, rsd.micro_batch) == (256, "fp32", "float16", 8)
     assert rsd.lpips.backbone is None  # torchvision's weights, never a random backbone
+
+
+def test_the_published_text_to_image_presets_are_as_published() -> None:
+    tsd, osediff = preset("tsd", "sd3-paper"), preset("osediff", "sd21-paper")
+    assert isinstance(tsd, TSDRun)
+    # TSD-SR Sec. 4, Appendix D and E, and its training program
+    assert (tsd.batch_size, tsd.data.hr_size, tsd.rank, tsd.vae_rank, tsd.fake_rank) == (16, 512, 64, 64, 64)
+    assert (tsd.optimizer.lr, tsd.fake_lr, tsd.fake_updates) == (5e-6, 1e-6, 1)
+    assert (tsd.optimizer.betas, tsd.optimizer.weight_decay) == ((0.9, 0.999), 1e-4)
+    assert (tsd.optimizer.schedule, tsd.optimizer.warmup_steps, tsd.clip_norm) == ("cosine", 3000, 1.0)
+    assert (tsd.guidance, tsd.times) == (7.5, (50, 949))
+    assert (tsd.dasm.weights, tsd.dasm.stride, tsd.dasm.bias) == ((1.0, 0.3, 0.3, 0.3), 50, 25)
+    assert (tsd.schedule.gamma_1.start, tsd.schedule.gamma_1.end) == (1, 2)
+    assert tsd.terms == {"distillation": 1, "lpips": 1, "latent_mse": 1}
+    assert tsd.lpips.net == "alex"
+    assert isinstance(osediff, OSEDiffRun)
+    assert (osediff.batch_size, osediff.data.hr_size, osediff.rank, osediff.vae_rank) == (16, 512, 4, 4)
+    assert (osediff.optimizer.lr, osediff.fake_lr, osediff.optimizer.weight_decay) == (5e-5, 5e-5, 1e-2)
+    assert (osediff.guidance, osediff.times, osediff.clip_norm, osediff.steps) == (7.5, (20, 979), 1.0, 100_000)
+    assert osediff.terms == {"distillation": 1, "lpips": 2, "pixel_mse": 1}
+    assert osediff.base_dtype is None  # conv_in is trained whole
+    small, sd21 = preset("tsd", "sd3-24gb").model_dump(), preset("tsd", "sd21").model_dump()
+    changed = {key for key, value in tsd.model_dump().items() if small[key] != value}
+    assert changed == {"preset", "micro_batch", "checkpointing"}
+    changed = {key for key, value in tsd.model_dump().items() if sd21[key] != value}
+    assert changed == {"preset", "base", "rank", "vae_rank", "fake_rank", "precision", "base_dtype"}
 
 
 def test_the_other_presets_change_what_they_say_and_nothing_else() -> None:
