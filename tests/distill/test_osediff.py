@@ -18,7 +18,7 @@ from torch import Tensor
 from distill.config import OSEDiffRun
 from distill.noise import SampleNoise
 from distill.objectives import osediff, prompted
-from distill.objectives.prompted import FakeDraws, FakePass, PromptedPairs
+from distill.objectives.prompted import FakePass, OneTimeDraws, PromptedPairs
 from distill.tasks.t2i import OSEDiffMethod
 from resshift_core import DiffusionSchedule, FlowMatchingSchedule, Gaussian
 from resshift_core.analytic import ideal_velocity, vsd_factor
@@ -64,8 +64,8 @@ def batch() -> PromptedPairs:
 
 
 @pytest.fixture
-def draws() -> osediff.OSEDiffDraws:
-    return osediff.OSEDiffDraws(normal(B, *SHAPE, seed=6), torch.tensor([20, 431, 980]), normal(B, *SHAPE, seed=7))
+def draws() -> OneTimeDraws:
+    return OneTimeDraws(normal(B, *SHAPE, seed=6), torch.tensor([20, 431, 980]), normal(B, *SHAPE, seed=7))
 
 
 def leaf(seed: int = 8) -> Tensor:
@@ -73,7 +73,7 @@ def leaf(seed: int = 8) -> Tensor:
 
 
 def student_pass(
-    batch: PromptedPairs, draws: osediff.OSEDiffDraws, z_hat: Tensor, teacher: Any = None, fake: Any = None
+    batch: PromptedPairs, draws: OneTimeDraws, z_hat: Tensor, teacher: Any = None, fake: Any = None
 ) -> osediff.StudentPass:
     return osediff.StudentPass(
         lambda pixels, noise, prompt: z_hat,
@@ -110,7 +110,7 @@ def by_hand(step: osediff.StudentPass, z_hat: Tensor, i: int) -> Tensor:
     return result
 
 
-def test_the_gradient_is_twice_the_normalised_difference(batch: PromptedPairs, draws: osediff.OSEDiffDraws) -> None:
+def test_the_gradient_is_twice_the_normalised_difference(batch: PromptedPairs, draws: OneTimeDraws) -> None:
     """Over the elements of the whole batch; every sample has its own time and its own divisor."""
     z_hat = leaf()
     step = student_pass(batch, draws, z_hat)
@@ -121,7 +121,7 @@ def test_the_gradient_is_twice_the_normalised_difference(batch: PromptedPairs, d
     torch.testing.assert_close(value.metrics["direction"], wanted.square().mean().sqrt(), rtol=1e-6, atol=1e-12)
 
 
-def test_the_divisor_is_of_each_sample(batch: PromptedPairs, draws: osediff.OSEDiffDraws) -> None:
+def test_the_divisor_is_of_each_sample(batch: PromptedPairs, draws: OneTimeDraws) -> None:
     """Another sample far off changes nothing for the others."""
     near = leaf()
     far = near.detach().clone()
@@ -132,7 +132,7 @@ def test_the_divisor_is_of_each_sample(batch: PromptedPairs, draws: osediff.OSED
     assert not torch.equal(found[1], other[1])
 
 
-def test_no_gradient_reaches_what_the_direction_is_made_of(batch: PromptedPairs, draws: osediff.OSEDiffDraws) -> None:
+def test_no_gradient_reaches_what_the_direction_is_made_of(batch: PromptedPairs, draws: OneTimeDraws) -> None:
     weights = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (1.1, 0.6)]
     inputs = [batch.z_0, batch.own.embeds, batch.null.embeds, batch.hr]
     for value in inputs:
@@ -144,7 +144,7 @@ def test_no_gradient_reaches_what_the_direction_is_made_of(batch: PromptedPairs,
     assert all(value.grad is None for value in (*weights, *inputs))
 
 
-def test_only_the_teacher_is_guided(batch: PromptedPairs, draws: osediff.OSEDiffDraws) -> None:
+def test_only_the_teacher_is_guided(batch: PromptedPairs, draws: OneTimeDraws) -> None:
     z_hat, teacher, fake = leaf(), toy(1.1), toy(0.6)
     osediff.distillation(student_pass(batch, draws, z_hat, teacher, fake))
     own, null = (p.embeds.mean((1, 2)) for p in (batch.own, batch.null))
@@ -156,9 +156,7 @@ def test_only_the_teacher_is_guided(batch: PromptedPairs, draws: osediff.OSEDiff
     assert torch.equal(times, draws.time)
 
 
-def test_nothing_is_left_where_the_fake_model_is_the_guided_teacher(
-    batch: PromptedPairs, draws: osediff.OSEDiffDraws
-) -> None:
+def test_nothing_is_left_where_the_fake_model_is_the_guided_teacher(batch: PromptedPairs, draws: OneTimeDraws) -> None:
     z_hat = leaf()
     same = batch._replace(null=batch.own)  # guidance from a prompt to itself is none
     assert gradient(student_pass(same, draws, z_hat, toy(0.6)), z_hat).abs().max() < 1e-9
@@ -199,7 +197,7 @@ def gaussian_pass(
     nothing = torch.zeros(count, 1, 1, 1, dtype=torch.float64)
     prompts = Prompt(torch.zeros(count, 1, 1, dtype=torch.float64))
     batch = PromptedPairs(nothing, nothing, nothing, nothing, prompts, prompts, prompts)
-    draws = osediff.OSEDiffDraws(torch.tensor(first), torch.full((count,), index), torch.tensor(second))
+    draws = OneTimeDraws(torch.tensor(first), torch.full((count,), index), torch.tensor(second))
     step = osediff.StudentPass(
         lambda pixels, noise, prompt: gain * noise,
         batch,
@@ -256,7 +254,7 @@ def test_with_flow_matching_the_fake_model_learns_noise_minus_the_students_outpu
         normal(B, *SHAPE, seed=9),
         float(FlowMatchingSchedule.shifted().sigmas[index]),
     )
-    draws = FakeDraws(normal(B, *SHAPE), torch.full((B,), index), noise)
+    draws = OneTimeDraws(normal(B, *SHAPE), torch.full((B,), index), noise)
     values = prompted.fake_error(FakePass(ideal_flow(0.5), lambda *_: z_hat, batch, draws)).values
     slope = (sigma - (1 - sigma) * 0.5) / ((1 - sigma) ** 2 * 0.5 + sigma**2)
     error = slope * ((1 - sigma) * z_hat + sigma * noise) - (noise - z_hat)
@@ -267,7 +265,7 @@ def test_the_fake_model_learns_to_predict_the_noise_of_the_students_output(batch
     theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     weight = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
     z_hat, fake = leaf(), toy(weight=weight)
-    draws = FakeDraws(normal(B, *SHAPE), torch.tensor([0, 500, 999]), normal(B, *SHAPE, seed=9))
+    draws = OneTimeDraws(normal(B, *SHAPE), torch.tensor([0, 500, 999]), normal(B, *SHAPE, seed=9))
     for data in (batch, batch._replace(z_0=batch.z_0 + 3, hr=batch.hr + 3)):
         weight.grad = None
         values = prompted.fake_error(FakePass(fake, lambda *_: theta * z_hat, data, draws)).values

@@ -20,7 +20,7 @@ from torch import Tensor
 from distill.config import DASMConfig, RampConfig, TSDRun, TSDScheduleConfig
 from distill.noise import SampleNoise
 from distill.objectives import prompted, tsd
-from distill.objectives.prompted import FakeDraws, FakePass, PromptedPairs, Switched
+from distill.objectives.prompted import FakePass, OneTimeDraws, PromptedPairs, Switched
 from distill.tasks.t2i import TSDMethod
 from resshift_core import FlowMatchingSchedule, Gaussian
 from resshift_core.analytic import ideal_velocity
@@ -294,7 +294,7 @@ def test_the_student_gets_its_own_prompt_and_the_posteriors_noise(batch: Prompte
     step = replace(student_pass(batch, draws, leaf()), student=student)
     tsd.Distillation(0.5)(step)
     assert step.pixels is step.pixels
-    fake = FakePass(toy(), student, batch, FakeDraws(draws.posterior + 1, draws.first, draws.noise))
+    fake = FakePass(toy(), student, batch, OneTimeDraws(draws.posterior + 1, draws.first, draws.noise))
     assert not fake.z_0_hat.requires_grad
     (pixels, noise, given), (pixels_fake, noise_fake, given_fake) = asked  # one evaluation each
     assert pixels is pixels_fake is batch.lr_up
@@ -311,7 +311,7 @@ def test_the_fake_models_loss_by_hand(batch: PromptedPairs) -> None:
     theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
     weight = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
     z_hat, fake = leaf(), toy(weight=weight)
-    draws = FakeDraws(normal(B, *SHAPE), torch.tensor([50, 500, 940]), normal(B, *SHAPE, seed=9))
+    draws = OneTimeDraws(normal(B, *SHAPE), torch.tensor([50, 500, 940]), normal(B, *SHAPE, seed=9))
     for data in (batch, batch._replace(z_0=batch.z_0 + 3, hr=batch.hr + 3)):
         weight.grad = None
         values = tsd.fake_error(FakePass(fake, lambda *_: theta * z_hat, data, draws)).values
@@ -344,7 +344,7 @@ def test_the_best_fake_model_is_the_ideal_network_of_the_students_distribution(i
     far = torch.full((count, 1, 1, 1), 9.0, dtype=torch.float64)  # HR latents
     prompts = Prompt(torch.zeros(count, 1, 1, dtype=torch.float64))
     batch = PromptedPairs(far, far, far, far, prompts, prompts, prompts)
-    draws = FakeDraws(posterior, torch.full((count,), index), noise)
+    draws = OneTimeDraws(posterior, torch.full((count,), index), noise)
 
     def loss(theta: Tensor) -> Tensor:
         fake = Toy(lambda z, sigma, level: theta[0] * z + theta[1], SCHEDULE)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from distill.noise import SampleNoise
 from distill.objectives.output import TermValue, squared_error, widen
-from sr_models.t2i.predictor import FlowPredictor, FlowView
+from sr_models.t2i.predictor import Flow, FlowPredictor
 from sr_models.t2i.prompts import Prompt
 
 TIME_BINS = 10
@@ -98,7 +98,7 @@ def velocity_error(step: FlowPass) -> TermValue:
     )
 
 
-def time_bins(predictor: FlowPredictor | FlowView, index: Tensor) -> Tensor:
+def time_bins(predictor: Flow, index: Tensor) -> Tensor:
     """Tenth of sigma (1..10) of each index, for the log."""
     sigma = predictor.schedule.t(index) / predictor.num_steps
     bins: Tensor = (sigma * TIME_BINS).ceil().long().clamp(1, TIME_BINS)

@@ -8,36 +8,13 @@ only the teacher is guided.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
-from distill.noise import SampleNoise
 from distill.objectives.output import TermValue
-from distill.objectives.prompted import Guided, OneStep, PromptedPairs, pulled
+from distill.objectives.prompted import Guided, OneStep, OneTimeDraws, pulled
 from resshift_core import x_0_normalized_vsd_direction
 from sr_models.t2i.predictor import Predict, Predictor
-
-
-class OSEDiffDraws(NamedTuple):
-    """Random numbers of one student loss.
-
-    Args:
-        posterior: N(0, 1), the noise of z_L.
-        time: (B,) index at which teacher and fake model are compared.
-        noise: N(0, 1), the noise of the student's output.
-    """
-
-    posterior: Tensor
-    time: Tensor
-    noise: Tensor
-
-
-def draw(batch: PromptedPairs, noise: SampleNoise, low: int, high: int) -> OSEDiffDraws:
-    """Draw for the student; the index is uniform in ``low..high``, both ends included."""
-    shape = batch.z_0.shape[1:]
-    return OSEDiffDraws(noise.normal(shape), noise.integers(low, high), noise.normal(shape))
 
 
 @dataclass(frozen=True)
@@ -53,7 +30,7 @@ class StudentPass(OneStep):
 
     fake: Predictor
     teacher: Predict
-    draws: OSEDiffDraws
+    draws: OneTimeDraws
     guidance: float
 
 

@@ -67,8 +67,8 @@ class Guided:
             return widen(guided(self.predict, z_t, index, self.batch.own, self.batch.null, self.scale))
 
 
-class FakeDraws(NamedTuple):
-    """Random numbers of one update of the fake model.
+class OneTimeDraws(NamedTuple):
+    """Random numbers of a loss that noises the student's output to one time.
 
     Args:
         posterior: N(0, 1), the noise of z_L.
@@ -81,10 +81,10 @@ class FakeDraws(NamedTuple):
     noise: Tensor
 
 
-def draw_fake(batch: PromptedPairs, noise: SampleNoise, low: int, high: int) -> FakeDraws:
-    """Draw for the fake model; the index is uniform in ``low..high``, both ends included."""
+def draw(batch: PromptedPairs, noise: SampleNoise, low: int, high: int) -> OneTimeDraws:
+    """Draw them; the index is uniform in ``low..high``, both ends included."""
     shape = batch.z_0.shape[1:]
-    return FakeDraws(noise.normal(shape), noise.integers(low, high), noise.normal(shape))
+    return OneTimeDraws(noise.normal(shape), noise.integers(low, high), noise.normal(shape))
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class FakePass:
     fake: Predictor
     student: Student
     batch: PromptedPairs
-    draws: FakeDraws
+    draws: OneTimeDraws
 
     @cached_property
     def z_0_hat(self) -> Tensor:

@@ -24,7 +24,7 @@ from distill.objectives.output import TermValue, squared_error, widen
 from distill.objectives.prompted import FakePass, Guided, OneStep, PromptedPairs, pulled
 from resshift_core import FlowMatchingSchedule, tsd_direction
 from resshift_core.divergence import Parameterisation
-from sr_models.t2i.predictor import FlowPredictor, FlowView, Predict
+from sr_models.t2i.predictor import Flow, Predict
 
 Velocity = Callable[[Tensor, Tensor], Tensor]
 """From z_t (B, C, H, W) and index (B,) to the guided velocity."""
@@ -136,7 +136,7 @@ class StudentPass(OneStep):
         guidance: scale of both networks' guidance.
     """
 
-    fake: FlowPredictor | FlowView
+    fake: Flow
     teacher: Predict
     draws: TSDDraws
     sampling: Sampling

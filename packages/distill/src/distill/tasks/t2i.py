@@ -39,7 +39,7 @@ from sr_models.geometry import upsample
 from sr_models.t2i.base import Base, load_base
 from sr_models.t2i.folder import read_adapters, save_student
 from sr_models.t2i.lora import LoRA, add_lora, lora_parameters, only, osediff_fake, tsd_fake, tsd_student
-from sr_models.t2i.predictor import FlowPredictor, FlowView, NoisePredictor, as_flow
+from sr_models.t2i.predictor import Flow, FlowPredictor, NoisePredictor, as_flow
 from sr_models.t2i.prompts import DEFAULT, NULL, Prompt, PromptStore
 from sr_models.t2i.published import read_tsd
 from sr_models.t2i.student import AdapterWeights, T2IStudent, make_student
@@ -286,7 +286,7 @@ class TSDMethod:
     time_bins: int = flow.TIME_BINS
 
     @cached_property
-    def flow(self) -> FlowPredictor | FlowView:
+    def flow(self) -> Flow:
         """The network that teacher and fake model share, as a flow."""
         return as_flow(self.networks.fake)
 
@@ -328,7 +328,7 @@ class TSDMethod:
 
     def fake_loss(self, batch: PromptedPairs, noise: SampleNoise) -> ObjectiveOutput:
         """The fake model's loss (Eq. 9): as published for flow matching, and the noise's error for SD2."""
-        draws = prompted.draw_fake(batch, noise, *self.config.times)
+        draws = prompted.draw(batch, noise, *self.config.times)
         step = FakePass(self.networks.fake, self.networks.student, batch, draws)
         if isinstance(self.networks.fake, FlowPredictor):
             return weighted_sum(step, [WeightedTerm("z_0", 1.0, tsd.fake_error)])
@@ -347,7 +347,7 @@ class OSEDiffMethod:
     def student_loss(self, batch: PromptedPairs, noise: SampleNoise, step: int) -> ObjectiveOutput:
         """VSD, pixel MSE and LPIPS."""
         networks = self.networks
-        draws = osediff.draw(batch, noise, *self.config.times)
+        draws = prompted.draw(batch, noise, *self.config.times)
         one = osediff.StudentPass(
             networks.student,
             batch,
@@ -363,7 +363,7 @@ class OSEDiffMethod:
 
     def fake_loss(self, batch: PromptedPairs, noise: SampleNoise) -> ObjectiveOutput:
         """The fake model's own training loss, at any time of the table."""
-        draws = prompted.draw_fake(batch, noise, 0, self.networks.fake.num_steps - 1)
+        draws = prompted.draw(batch, noise, 0, self.networks.fake.num_steps - 1)
         step = FakePass(self.networks.fake, self.networks.student, batch, draws)
         return weighted_sum(step, [WeightedTerm("prediction", 1.0, prompted.fake_error)])
 

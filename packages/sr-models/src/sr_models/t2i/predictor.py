@@ -54,8 +54,43 @@ class Predictor(Protocol):
         ...
 
 
+class Flow:
+    """Flow matching on a table of sigmas; subclasses say how the velocity is predicted."""
+
+    schedule: FlowMatchingSchedule
+    """The table; index 0 is the noisiest."""
+
+    def __call__(self, z_t: Tensor, index: Tensor, prompt: Prompt) -> Tensor:
+        """Velocity at z_t (B, C, H, W) at index (B,)."""
+        raise NotImplementedError
+
+    @property
+    def num_steps(self) -> int:
+        """Length of the table."""
+        return self.schedule.num_steps
+
+    @property
+    def start(self) -> int:
+        """Index of the noisiest time."""
+        return 0
+
+    def noised(self, x_0: Tensor, noise: Tensor, index: Tensor) -> Tensor:
+        """(1 - sigma) x_0 + sigma noise."""
+        z_t: Tensor = self.schedule.interpolate(x_0, noise, index)
+        return z_t
+
+    def x_0(self, prediction: Tensor, z_t: Tensor, index: Tensor) -> Tensor:
+        """z_t - sigma velocity; at sigma = 1 the student's output, z_L - velocity."""
+        x_0: Tensor = z_t - self.schedule.sigma(index, z_t) * prediction
+        return x_0
+
+    def target(self, x_0: Tensor, noise: Tensor) -> Tensor:
+        """The velocity noise - x_0."""
+        return noise - x_0
+
+
 @dataclass(frozen=True)
-class FlowPredictor:
+class FlowPredictor(Flow):
     """A flow-matching transformer (SD3): predicts the velocity, noise - x_0.
 
     Args:
@@ -65,16 +100,6 @@ class FlowPredictor:
 
     network: Any
     schedule: FlowMatchingSchedule
-
-    @property
-    def num_steps(self) -> int:
-        """Length of the table."""
-        return self.schedule.num_steps
-
-    @property
-    def start(self) -> int:
-        """Index of sigma = 1."""
-        return 0
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse latents that the network would cut off silently, or that it has no positions for.
@@ -106,20 +131,6 @@ class FlowPredictor:
             pooled_projections=prompt.pooled,
         ).sample
         return velocity.to(z_t.dtype)
-
-    def noised(self, x_0: Tensor, noise: Tensor, index: Tensor) -> Tensor:
-        """(1 - sigma) x_0 + sigma noise."""
-        z_t: Tensor = self.schedule.interpolate(x_0, noise, index)
-        return z_t
-
-    def x_0(self, prediction: Tensor, z_t: Tensor, index: Tensor) -> Tensor:
-        """z_t - sigma velocity; at sigma = 1: z_L - velocity, the student's output."""
-        x_0: Tensor = z_t - self.schedule.sigma(index, z_t) * prediction
-        return x_0
-
-    def target(self, x_0: Tensor, noise: Tensor) -> Tensor:
-        """The velocity noise - x_0."""
-        return noise - x_0
 
 
 @dataclass(frozen=True)
@@ -171,7 +182,7 @@ class NoisePredictor:
 
 
 @dataclass(frozen=True)
-class FlowView:
+class FlowView(Flow):
     """A noise predictor seen as a flow-matching one: the same network in other variables.
 
     With z = a x_0 + s noise, z / (a + s) = (1 - sigma) x_0 + sigma noise for sigma = s / (a + s); its velocity is
@@ -189,20 +200,10 @@ class FlowView:
         return self.predictor.network
 
     @cached_property
-    def schedule(self) -> FlowMatchingSchedule:
+    def schedule(self) -> FlowMatchingSchedule:  # type: ignore[override]
         """Table of sigma, noisiest first."""
         signal, spread = self._scales
         return FlowMatchingSchedule((spread / (signal + spread))[::-1])
-
-    @property
-    def num_steps(self) -> int:
-        """Length of the table."""
-        return self.predictor.num_steps
-
-    @property
-    def start(self) -> int:
-        """Index of the noisiest time."""
-        return 0
 
     def __call__(self, z_t: Tensor, index: Tensor, prompt: Prompt) -> Tensor:
         """Velocity noise - x_0 at z_t (B, C, H, W), a latent of this view, at index (B,)."""
@@ -213,20 +214,6 @@ class FlowView:
         noise = self.predictor(z, t, prompt)
         return noise - self.predictor.x_0(noise, z, t)
 
-    def noised(self, x_0: Tensor, noise: Tensor, index: Tensor) -> Tensor:
-        """(1 - sigma) x_0 + sigma noise."""
-        z_t: Tensor = self.schedule.interpolate(x_0, noise, index)
-        return z_t
-
-    def x_0(self, prediction: Tensor, z_t: Tensor, index: Tensor) -> Tensor:
-        """z_t - sigma velocity."""
-        x_0: Tensor = z_t - self.schedule.sigma(index, z_t) * prediction
-        return x_0
-
-    def target(self, x_0: Tensor, noise: Tensor) -> Tensor:
-        """The velocity noise - x_0."""
-        return noise - x_0
-
     @property
     def _scales(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """a and s at every t of the noise predictor."""
@@ -234,7 +221,7 @@ class FlowView:
         return np.sqrt(alphas), np.sqrt(1 - alphas)
 
 
-def as_flow(predictor: FlowPredictor | NoisePredictor) -> FlowPredictor | FlowView:
+def as_flow(predictor: FlowPredictor | NoisePredictor) -> Flow:
     """A predictor of velocities: itself, or the view of a noise predictor as one."""
     return FlowView(predictor) if isinstance(predictor, NoisePredictor) else predictor
 
