@@ -209,6 +209,8 @@ def test_ablation_of_tsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     references = ["", "bicubic", "autoencoder (of HR)", "student 1 step, before"]
     assert names[0][:7] == [*references, "full, noise", "without TSM, noise", "without DASM, velocity"]
     assert names[1] == [*references, "full, velocity", "no distillation"]
+    widths = [{len(row) for row in rows_of(part)} for part in text.replace("The paper's other", "## ").split("## ")[1:]]
+    assert all(len(width) == 1 for width in widths), "every row of a table has its columns, and no more"
     result = json.loads((tmp_path / "out" / "result.json").read_text())
     configs = {key: runs[0]["config"] for key, runs in result["runs"].items()}
     full, no_tsm, no_dasm, strong_velocity, none = (configs[row.key] for row in fewer.variants.values())

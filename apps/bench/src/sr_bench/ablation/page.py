@@ -81,7 +81,9 @@ def _table(table: Table, results: Results, start: str) -> list[str]:
         spent.append(f"{steps * cost['flops'] / 1e12:.1f}")
         last = [run["curve"][-1] for run in runs]
         values = [_mean_and_spread([point[where][metric] for point in last]) for where, metric in columns]
-        lines.append("| " + " | ".join([variant.name, *spent, *values, *variant.published[:BESIDE]]) + " |")
+        lines.append(
+            "| " + " | ".join([variant.name, *spent, *values, *variant.published[: len(table.columns[:BESIDE])]]) + " |"
+        )
     return lines
 
 
