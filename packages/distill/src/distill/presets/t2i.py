@@ -67,16 +67,16 @@ def conditions() -> dict[str, Any]:
 def tsd() -> TSDRun:
     """Return the run behind ``sr-distill train tsd``: minutes on two CPU cores."""
     return TSDRun(
-        steps=400,
+        steps=600,
         terms={"distillation": 1.0, "features": 1.0, "latent_mse": 1.0},
-        schedule=TSDScheduleConfig(latent_mse_until=300, dasm_from=300),
+        schedule=TSDScheduleConfig(latent_mse_until=450, dasm_from=450),
         **conditions(),
     )
 
 
 def osediff() -> OSEDiffRun:
     """Return OSEDiff for the small models: minutes on two CPU cores."""
-    return OSEDiffRun(steps=400, terms={"distillation": 1.0, "features": 2.0, "pixel_mse": 1.0}, **conditions())
+    return OSEDiffRun(steps=600, terms={"distillation": 1.0, "features": 2.0, "pixel_mse": 1.0}, **conditions())
 
 
 def sd3_paper() -> TSDRun:
