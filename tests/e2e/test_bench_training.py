@@ -271,7 +271,7 @@ def test_a_setting_that_a_row_does_not_have_is_refused(settings: list[str], tmp_
         ablate("objectives", tmp_path / "none", [*settings, "fake_updates=1"])
     with pytest.raises(ValueError, match=r"leave terms, .* to the rows, got 'terms.gan=1'"):
         ablate("rsd", tmp_path / "none", [*settings, "terms.gan=1"])
-    with pytest.raises(ValueError, match="expected an ablation of rsd, objectives, got 'table5'"):
+    with pytest.raises(ValueError, match="expected an ablation of rsd, objectives, tsd, got 'table5'"):
         ablate("table5", tmp_path / "none", settings)
     assert not (tmp_path / "none").exists()
 

@@ -124,12 +124,10 @@ def _write_prompts(
 
 def _same(stored: Prompt, given: Prompt) -> bool:
     """Whether a stored prompt is the given one, in the precision in which it is stored."""
-    import torch
-
     given = given.to(dtype=stored.embeds.dtype)
-    if stored.shape != given.shape or not torch.equal(stored.embeds, given.embeds):
+    if stored.shape != given.shape or not stored.embeds.equal(given.embeds):
         return False
-    return stored.pooled is None or given.pooled is None or torch.equal(stored.pooled, given.pooled)
+    return stored.pooled is None or given.pooled is None or stored.pooled.equal(given.pooled)
 
 
 def _text_encoders(base: str, *, offline: bool, device: str, dtype: str) -> Any:

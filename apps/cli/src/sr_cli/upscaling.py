@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from distill.ranks import choose_device
 from sr_data.images import IMAGE_SUFFIXES, read_image, write_image
 from sr_models import SuperResolver
@@ -29,12 +27,6 @@ def upscale_file(
     pixels = read_image(image)
     resolver = SuperResolver.from_pretrained(weights, choose_device(device), base=base)
     output = output or image.with_name(f"{image.stem}_x{resolver.scale}.png")
-    try:
-        restored = resolver.upscale(pixels, seed=seed, steps=steps, tile=tile)
-    except torch.OutOfMemoryError as error:
-        raise ValueError(
-            f"out of memory on the device ({str(error).splitlines()[0]}); give smaller tiles, such as --tile 128"
-        ) from error
-    write_image(output, restored)
+    write_image(output, resolver.upscale(pixels, seed=seed, steps=steps, tile=tile))
     height, width = pixels.shape[:2]
     print(f"{output}: {width * resolver.scale}x{height * resolver.scale} from {width}x{height}")

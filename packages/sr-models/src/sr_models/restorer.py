@@ -132,7 +132,12 @@ class SuperResolver:
                 f"expected an RGB image (H, W, 3) of uint8, got {image.shape} of {image.dtype}; convert it first"
             )
         lr = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float().div(127.5).sub(1.0)
-        sr = self.restore(lr, torch.Generator().manual_seed(seed), steps=steps, tile=tile)[0]
+        try:
+            sr = self.restore(lr, torch.Generator().manual_seed(seed), steps=steps, tile=tile)[0]
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"out of memory on the device ({str(error).splitlines()[0]}); give smaller tiles, such as tile=128"
+            ) from error
         pixels = sr.add(1.0).mul(127.5).round().clamp(0, 255).byte()
         return pixels.permute(1, 2, 0).numpy()
 

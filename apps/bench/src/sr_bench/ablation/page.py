@@ -139,8 +139,9 @@ def draw_figure(path: Path, ablation: Ablation, results: Results) -> None:
         axes.set_title(f"{metric} ({where}{MEANING.get(metric, '')})")
         axes.set_xlabel("training cost in TFLOP, forward and backward")
         axes.grid(alpha=0.3)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    # A reference may lack the metric of one panel.
+    known = {label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(list(known.values()), list(known), loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=110)
 
 
