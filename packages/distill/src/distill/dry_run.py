@@ -57,7 +57,7 @@ def plan(config: AnyRun) -> Plan:
         FileNotFoundError, ValueError: other bad input, as :func:`distill.tasks.build_task`.
     """
     accelerator = make_accelerator(config.device, config.precision)
-    heavy = ("diffusers.models", "peft") if isinstance(config, T2IRun | FlowTeacherRun) else ()
+    heavy = ("sr_models.t2i", "diffusers.models", "peft") if isinstance(config, T2IRun | FlowTeacherRun) else ()
     baseline = library_bytes(heavy) if accelerator.device.type == "cpu" else 0
     missing: list[str] = []
     frozen: list[nn.Module] = []
