@@ -569,9 +569,17 @@ def test_a_changed_base_of_ours_is_refused(bases: dict[str, Path], tmp_path: Pat
 # Dry runs
 
 
-def test_a_dry_run_of_a_base_that_is_here(bases: dict[str, Path]) -> None:
-    config = run(bases["sd3"], steps=5, fake_updates=2, prompts=PromptsConfig(own="default"))
+@pytest.mark.parametrize("family", ["sd3", "sd2"])
+def test_a_dry_run_of_a_base_that_is_here(bases: dict[str, Path], family: str) -> None:
+    """Every weight of both copies counts, those of convolutions too, of which no operator returns a view."""
+    config = run(bases[family], steps=5, fake_updates=2, prompts=PromptsConfig(own="default"))
     found = plan(config)
+    base = load_base(bases[family])
+    networks = (base.predictor.network, base.vae)
+    tensors = [value for network in networks for value in (*network.parameters(), *network.buffers())]
+    whole = 0 if family == "sd3" else sum(value.nbytes for value in base.predictor.network.conv_in.parameters())
+    expected = 2 * sum(value.nbytes for value in tensors) - whole  # the student trains its conv_in
+    assert found.memory.by_part["frozen networks"] == expected
     assert found.parameters == {
         player.name: count_parameters(player.network) for player in build(config).task.trainer.players
     }

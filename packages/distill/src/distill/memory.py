@@ -267,6 +267,7 @@ def forecast(
     simulate: Callable[[], object],
     device: torch.device | str,
     baseline_bytes: int | None = None,
+    held: Mapping[str, Any] | None = None,
     mode: Any = None,
 ) -> Forecast:
     """Run something on fake tensors and say how much memory it will take when it is run.
@@ -280,6 +281,8 @@ def forecast(
             gets 1, or 0.5 of floats. It must not load data in other processes.
         device: where the run will compute.
         baseline_bytes: of the process on the CPU, from before the run's networks were built; None: measured now.
+        held: part -> modules or tensors that are there from the beginning. Fake ones have to be named here: an operator
+            that returns no view of them does not tell that they exist.
         mode: the FakeTensorMode in which fake networks were built (:func:`fake_weights`); None: a new one.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -293,6 +296,8 @@ def forecast(
     mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with mode, _FakePeakBytes(mode) as meter, _Ones():
+            for part, things in (held or {}).items():
+                meter.track(things, part)
             named = simulate()
             for part, things in named.items() if isinstance(named, Mapping) else ():
                 meter.track(things, part)
@@ -351,14 +356,14 @@ def forecast_trainer(
         player.updates, player.first_step = 1, 0
     trainer.step = 1 << 30  # what joins later has joined
 
-    def simulate() -> dict[str, Any]:
+    def simulate() -> None:
         for _ in range(2):
             trainer.run_step()
-        trained = [list(player.network.parameters()) for player in trainer.players]
-        averages = [player.ema for player in trainer.players if player.ema is not None]
-        return {FROZEN: list(frozen), PARAMETERS: trained, AVERAGES: averages}
 
-    return forecast(simulate, trainer.device, baseline_bytes, mode)
+    averages = [player.ema for player in trainer.players if player.ema is not None]
+    trained = [player.network for player in trainer.players]
+    held = {FROZEN: list(frozen), PARAMETERS: trained, AVERAGES: averages}  # adapters are parts of frozen networks
+    return forecast(simulate, trainer.device, baseline_bytes, held, mode)
 
 
 def library_bytes(more: Sequence[str] = ()) -> int:
