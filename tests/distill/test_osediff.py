@@ -19,7 +19,7 @@ from distill.config import OSEDiffRun
 from distill.noise import SampleNoise
 from distill.objectives import osediff, prompted
 from distill.objectives.prompted import FakePass, OneTimeDraws, PromptedPairs
-from distill.tasks.t2i import OSEDiffMethod
+from distill.tasks.t2i_methods import OSEDiffMethod
 from resshift_core import DiffusionSchedule, FlowMatchingSchedule, Gaussian
 from resshift_core.analytic import ideal_velocity, vsd_factor
 from sr_models.t2i.predictor import FlowPredictor, NoisePredictor

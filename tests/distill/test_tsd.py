@@ -21,7 +21,7 @@ from distill.config import DASMConfig, RampConfig, TSDRun, TSDScheduleConfig
 from distill.noise import SampleNoise
 from distill.objectives import prompted, tsd
 from distill.objectives.prompted import FakePass, OneTimeDraws, PromptedPairs, Switched
-from distill.tasks.t2i import TSDMethod
+from distill.tasks.t2i_methods import TSDMethod
 from resshift_core import FlowMatchingSchedule, Gaussian
 from resshift_core.analytic import ideal_velocity
 from sr_models.t2i.predictor import FlowPredictor, guided

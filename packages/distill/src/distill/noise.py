@@ -18,6 +18,9 @@ NOISE_STREAM = 1 << 32
 
 LAYER_STREAM = 2 << 32
 
+POSTERIOR_STREAM = 6 << 32
+"""Added to the run's seed for samples of an autoencoder's posterior at HR images."""
+
 
 class SampleNoise:
     """Draws for the samples of one micro-batch, in the same order for each.

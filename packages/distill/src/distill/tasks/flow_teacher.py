@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.config import FlowTeacherRun
 from distill.data import open_images, validation_pairs
 from distill.evaluation import Evaluation
-from distill.noise import SampleNoise
+from distill.noise import POSTERIOR_STREAM, SampleNoise
 from distill.objectives import flow
 from distill.objectives.output import ObjectiveOutput, WeightedTerm, weighted_sum
 from distill.prompting import DETAIL, detail_names, random_prompts
@@ -25,9 +25,6 @@ from sr_models.t2i.predictor import FlowPredictor
 from sr_models.t2i.prompts import DEFAULT, NULL, Prompt
 from sr_models.t2i.tiling import tiled
 from sr_models.t2i.vae import autoencoder_kl, decode, encode, factor
-
-POSTERIOR_STREAM = 6 << 32
-"""Added to the run's seed for the samples of the autoencoder's posterior."""
 
 SHOWN_SIGMAS = (0.3, 0.6)
 
