@@ -1,6 +1,7 @@
 """Read and write pictures as 8-bit RGB arrays, with errors that say what to do.
 
-Alpha, grey and 16 bit are converted to 8-bit RGB here; the functions that keep them come with the restorer.
+Alpha, grey and 16 bit are converted to 8-bit RGB here, as training takes them; `sr_data.pictures` and
+`sr_data.writers` keep them, and the metadata, for restored photographs.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         width, height = image.size
         try:
             # EXIF orientations 5..8 turn the picture by a quarter. For a PNG this may read on to the end of the file.
-            turned = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            # The size of a TIFF is that of the turned picture already.
+            turned = image.format != "TIFF" and image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
         except (OSError, ValueError, SyntaxError) as error:
             raise ValueError(
                 f"expected a complete image, got {path}: {_one_line(error)}; replace or remove the file"
