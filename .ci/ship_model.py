@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 from distill.card import write_card
-from sr_models.store import load_autoencoder, load_model, read_about, save_autoencoder, save_model
+from sr_models.store import add_about, load_autoencoder, load_model, read_about, save_autoencoder, save_model
 
 WEIGHTS = Path(__file__).parents[1] / "packages" / "sr-models" / "src" / "sr_models" / "weights"
 AUTOENCODER = "tiny-autoencoder"
+LICENCE = "Apache-2.0"
 
 
 def ship(run: Path, name: str, table: Path | None) -> None:
@@ -33,7 +34,11 @@ def ship(run: Path, name: str, table: Path | None) -> None:
     else:
         model = load_model(run / "model")
         save_model(model, target, dtype=torch.float16, about=about, autoencoder_from=AUTOENCODER)
-    write_card(target, json.loads((run / "summary.json").read_text()), read_about(target)["sha256"])
+    summary = json.loads((run / "summary.json").read_text())
+    if summary["data"] != "generated":
+        raise ValueError(f"expected a model trained on generated images, got {summary['data']}; ship no other")
+    add_about(target, licence=LICENCE, source=f"trained by `{summary['command']}` on generated images only")
+    write_card(target, summary, read_about(target)["sha256"])
     if table is not None:
         with (target / "README.md").open("a") as card:
             card.write(

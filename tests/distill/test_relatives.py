@@ -54,7 +54,7 @@ def test_students_start_as_the_teacher_in_one_step(fixture: str, request: pytest
     evaluation = build_task(config).evaluate()
     teacher = load_model(config.teacher)
     lr = torch.nn.functional.interpolate(evaluation.pictures["LR"], scale_factor=0.25, mode="nearest")
-    wanted = SuperResolver(teacher).restore(lr, torch.Generator().manual_seed(0), steps=1)
+    wanted = SuperResolver(teacher).upscale(lr, seed=0, steps=1)
     torch.testing.assert_close(evaluation.pictures["student 1 step, before"], wanted)
 
 

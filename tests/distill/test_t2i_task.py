@@ -517,7 +517,7 @@ def trained(base: Path) -> tuple[Parts, Tensor, Tensor]:
 
 
 def restored(model: Any, lr: Tensor) -> Tensor:
-    return SuperResolver(model).restore(lr, torch.Generator().manual_seed(0), steps=1)
+    return SuperResolver(model).upscale(lr, seed=0, steps=1)
 
 
 @pytest.mark.parametrize("family", ["sd3", "sd2"])
@@ -525,7 +525,7 @@ def test_a_saved_student_is_the_average_in_memory(bases: dict[str, Path], tmp_pa
     parts, lr, wanted = trained(bases[family])
     parts.task.save(tmp_path / "student", {"seed": 3})
     loaded = SuperResolver.from_pretrained(tmp_path / "student")
-    found = loaded.restore(lr, torch.Generator().manual_seed(0), steps=1)
+    found = loaded.upscale(lr, seed=0, steps=1)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
     assert (restored(parts.networks.student, lr) - wanted).abs().max() > 1e-3  # the weights themselves differ
     assert loaded.upscale(np.zeros((4, 4, 3), np.uint8)).shape == (16, 16, 3)
@@ -665,5 +665,5 @@ def test_a_base_that_is_gone_is_said_to_be_gone(
     ):
         SuperResolver.from_pretrained(tmp_path / "student")
     moved = SuperResolver.from_pretrained(tmp_path / "student", base=str(tmp_path / "ours-sd3"))
-    found = moved.restore(lr, torch.Generator().manual_seed(0))
+    found = moved.upscale(lr, seed=0)
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)

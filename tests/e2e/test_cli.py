@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,13 +28,6 @@ def truncated(path: Path) -> Path:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
     return path
-
-
-def copied(folder: Path, to: Path, file: str) -> Path:
-    """A model folder with one file cut in half."""
-    shutil.copytree(folder, to)
-    truncated(to / file)
-    return to
 
 
 def check_refused(outcome: Any, message: str) -> None:
@@ -133,50 +125,6 @@ def test_presets_are_listed(run: Any) -> None:
     outcome = run("sr-distill", "train", "rsd", "--list-presets")
     assert [line.split()[0] for line in outcome.out.splitlines()][:3] == ["tiny", "rsd-paper", "rsd-24gb"]
     check_refused(run("sr-distill", "train", "rds", "--list-presets"), "expected a task of autoencoder, teacher, rsd")
-
-
-def test_bad_upscale_input_is_refused_in_one_line(run: Any, trained: Any, photo: Path, tmp_path: Path) -> None:
-    text = tmp_path / "text.png"
-    text.write_text("no picture")
-    short = copied(trained.student, tmp_path / "short", "unet.safetensors")
-    unreadable = copied(trained.student, tmp_path / "unreadable", "config.json")
-    headless = copied(trained.student, tmp_path / "headless", "config.json")
-    (headless / "config.json").unlink()
-    cases: list[tuple[list[object], str]] = [
-        ([tmp_path / "none.png"], "no such file"),
-        ([tmp_path], "got the folder"),
-        ([text], "not a picture"),
-        ([truncated(noise(tmp_path / "half.png"))], "expected a complete image"),
-        ([photo, "-o", tmp_path / "result.gif"], "expected an output ending in .png"),
-        ([photo, "-o", tmp_path / "result"], "expected an output ending in .png"),
-        ([photo, "--weights", tmp_path / "none"], "expected a model folder"),
-        ([photo, "--weights", headless], "expected a model folder"),
-        ([photo, "--weights", trained.autoencoder], "got kind 'autoencoder'"),
-        ([photo, "--weights", short], "truncated or changed"),
-        ([photo, "--weights", unreadable], "expected JSON"),
-        ([photo, "--steps", "4"], "expected steps=1 for this student, got 4"),
-        ([photo, "--weights", trained.teacher, "--steps", "2"], "expected steps=1 or 4 for this teacher, got 2"),
-        ([photo, "--tile", "-1"], "expected the side of a tile"),
-        ([photo, "--device", "gpu"], "expected a device of"),
-    ]
-    files = sorted(tmp_path.rglob("*"))
-    for arguments, message in cases:
-        check_refused(run("sr-distill", "upscale", "--weights", trained.student, *arguments), message)
-        assert sorted(tmp_path.rglob("*")) == files, message
-
-
-def test_upscale_enlarges_exactly_by_the_scale(run: Any, trained: Any, photo: Path, tmp_path: Path) -> None:
-    outcome = run("sr-distill", "upscale", photo, "--weights", trained.student)
-    assert outcome.code == 0, outcome.err
-    assert outcome.out == f"{tmp_path / 'photo_x4.png'}: 120x88 from 30x22\n"
-    with Image.open(tmp_path / "photo_x4.png") as image:
-        assert (image.size, image.mode) == ((120, 88), "RGB")
-        first = np.asarray(image)
-    for name, options, equal in (("again", [], True), ("other", ["--seed", "1"], False)):
-        path = tmp_path / f"{name}.png"
-        run("sr-distill", "upscale", photo, "-o", path, "--weights", trained.student, *options)
-        with Image.open(path) as image:
-            assert np.array_equal(np.asarray(image), first) == equal, name
 
 
 def test_a_run_ends_with_its_table_and_the_next_command(run: Any, trained: Any, photo: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +13,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from sr_models import SRModel, SuperResolver, store
+from sr_models import Options, SRModel, SuperResolver, store
 from sr_models.geometry import pad_to_multiple
+from sr_models.restoration.noise import NoiseField
 
 Build = Callable[..., SRModel]
 SIZES = [(1, 1), (3, 5), (16, 16), (33, 50)]
@@ -83,36 +88,195 @@ def test_pil_in_pil_out(student: SuperResolver) -> None:
 
 
 def test_pil_modes(student: SuperResolver) -> None:
+    """Grey stays grey, alpha stays alpha, a palette becomes what it shows."""
     image = Image.fromarray(picture(6, 9))
-    for mode in ("L", "RGBA", "P"):
-        converted = image.convert(mode)
-        expected = student.upscale(np.asarray(converted.convert("RGB")))
-        assert np.array_equal(np.asarray(student.upscale(converted)), expected)
-    for deep in (Image.new("I;16", (4, 4)), Image.new("I", (4, 4)), Image.new("F", (4, 4))):
-        with pytest.raises(ValueError, match=f"expected a picture of 8 bits a channel, got mode {deep.mode!r}"):
-            student.upscale(deep)
+    clear = image.convert("P")
+    clear.info["transparency"] = 3
+    deep = Image.fromarray(np.arange(54, dtype=np.uint16).reshape(6, 9) * 1200)
+    modes = {"1": "L", "L": "L", "LA": "LA", "P": "RGB", "RGBA": "RGBA", "YCbCr": "RGB", "HSV": "RGB"}
+    for shown, mode in [
+        *((image.convert(name), mode) for name, mode in modes.items()),
+        (clear, "RGBA"),
+        (deep, "I;16"),
+    ]:
+        sr = student.upscale(shown)
+        assert (sr.mode, sr.size) == (mode, (36, 24))
+        array = np.asarray(shown if mode == "I;16" else shown.convert(mode))
+        assert np.array_equal(np.asarray(sr), student.upscale(array))
+    for mode in ("I", "F", "CMYK", "LAB"):
+        with pytest.raises(ValueError, match=f"expected a picture of grey or RGB in 8 or 16 bits, got mode {mode!r}"):
+            student.upscale(Image.new(mode, (4, 4)))
+
+
+def test_pil_orientation_and_profile(student: SuperResolver) -> None:
+    """As through a file: upright, with its colour profile."""
+    image = Image.fromarray(picture(6, 9))
+    exif = image.getexif()
+    exif[0x0112], exif[0x010E] = 6, "a description"
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif, icc_profile=b"profile", dpi=(300, 300))
+    sr = student.upscale(Image.open(file))
+    assert sr.size == (24, 36)
+    assert np.array_equal(np.asarray(sr), student.upscale(np.rot90(np.asarray(image), -1)))
+    assert sr.info["icc_profile"] == b"profile"
+    kept = Image.Exif()
+    kept.load(sr.info["exif"])
+    assert (kept.get(0x0112, 1), kept[0x010E]) == (1, "a description")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_grey_and_alpha(student: SuperResolver, dtype: type) -> None:
+    step = 257 if dtype == np.uint16 else 1
+    rgb = (picture(7, 10) * np.array(step, dtype)).astype(dtype)
+    grey, alpha = rgb[..., :1], rgb[..., 1:2]
+    whole = student.upscale(rgb)
+    assert (whole.shape, whole.dtype) == ((28, 40, 3), dtype)
+    both = student.upscale(np.concatenate([rgb, alpha], 2))
+    assert np.array_equal(both[..., :3], whole)
+    wanted = Image.fromarray(alpha[..., 0].astype(np.float32)).resize((40, 28), Image.Resampling.BICUBIC)
+    assert np.abs(both[..., 3] - np.asarray(wanted).clip(0, np.iinfo(dtype).max)).max() <= 0.51
+    one = student.upscale(grey)
+    assert one.shape == (28, 40, 1)
+    three = student.upscale(np.repeat(grey, 3, 2)) @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(one[..., 0] - three).max() <= 1.01 * (1 if dtype == np.uint8 else 1.5)
+    assert np.array_equal(student.upscale(grey[..., 0]), one[..., 0])
+    two = student.upscale(np.concatenate([grey, alpha], 2))
+    assert np.array_equal(two, np.concatenate([one, both[..., 3:]], 2))
+
+
+def test_sixteen_bits_are_not_eight(student: SuperResolver) -> None:
+    """The same picture in 16 bits gives the same picture, between the levels of 8 bits too."""
+    image = picture(8, 8)
+    fine, coarse = student.upscale(image.astype(np.uint16) * 257), student.upscale(image)
+    assert np.abs(fine / 257 - coarse).max() <= 0.51
+    assert len(np.unique(fine % 257)) > 100
 
 
 @pytest.mark.parametrize(
     "image",
     [
-        np.zeros((8, 8), np.uint8),
-        np.zeros((8, 8, 1), np.uint8),
-        np.zeros((8, 8, 4), np.uint8),
-        np.zeros((8, 8, 3), np.uint16),
+        np.zeros((8, 8, 5), np.uint8),
         np.zeros((8, 8, 3), np.float32),
+        np.zeros((8, 8, 3), np.int64),
         np.zeros((1, 8, 8, 3), np.uint8),
     ],
 )
 def test_other_arrays_are_refused(student: SuperResolver, image: Any) -> None:
-    with pytest.raises(ValueError, match=r"expected an RGB image \(H, W, 3\) of uint8, got .*; convert it first"):
+    with pytest.raises(ValueError, match=r"expected a picture \(H, W, 1 to 4\) of uint8 or uint16, got .*; convert it"):
         student.upscale(image)
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 1, 8, 8), (1, 8, 8, 3), (1, 3, 0, 8)])
+def test_empty_pictures_are_refused(student: SuperResolver) -> None:
+    with pytest.raises(ValueError, match=r"expected a picture of at least 1x1, got 0x8"):
+        student.upscale(np.zeros((8, 0, 3), np.uint8))
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (1, 1, 8, 8), (1, 8, 8, 3), (1, 3, 0, 8)])
 def test_other_tensors_are_refused(student: SuperResolver, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"expected LR images \(B, 3, h, w\), got \("):
-        student.restore(torch.zeros(shape), torch.Generator())
+    with pytest.raises(ValueError, match=r"expected pixels \[-1, 1\], \(3, h, w\) or \(B, 3, h, w\) floating point"):
+        student.upscale(torch.zeros(shape))
+
+
+def test_tensors(student: SuperResolver) -> None:
+    """Pixels [-1, 1], one or a batch; the place in the batch changes nothing."""
+    image = picture(8, 11)
+    lr = torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1
+    other = torch.zeros_like(lr)
+    sr = student.upscale(lr, seed=3)
+    assert (sr.shape, sr.dtype, sr.device.type) == ((3, 32, 44), torch.float32, "cpu")
+    assert np.abs(((sr + 1) * 127.5).permute(1, 2, 0).numpy() - student.upscale(image, seed=3)).max() < 0.51
+    batch = student.upscale(torch.stack([other, lr, lr]), seed=3)
+    assert batch.shape == (3, 3, 32, 44)
+    assert torch.equal(batch[1], sr)
+    assert torch.equal(batch[2], sr)
+    with pytest.raises(ValueError, match=r"expected pixels \[-1, 1\], got .* bring 0..255 there by"):
+        student.upscale(lr * 100 + 100)
+    with pytest.raises(ValueError, match=r"floating point, got .* of torch.uint8"):
+        student.upscale(torch.zeros(3, 4, 4, dtype=torch.uint8))
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.floats(0.1, 9))
+def test_any_scale(student: SuperResolver, height: int, width: int, scale: float) -> None:
+    sr = student.upscale(picture(height, width), scale=scale)
+    assert sr.shape == (max(round(height * scale), 1), max(round(width * scale), 1), 3)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 60), st.integers(1, 60))
+def test_any_size(student: SuperResolver, height: int, width: int, rows: int, columns: int) -> None:
+    image = np.dstack([picture(height, width), picture(height, width)[..., :1]])
+    sr = student.upscale(image, size=(columns, rows))
+    assert sr.shape == (rows, columns, 4)
+
+
+def test_other_sizes_are_the_models_own_resampled(student: SuperResolver) -> None:
+    """By Pillow's bicubic filter, before anything is rounded."""
+    image = picture(10, 16)
+    own = student.upscale(torch.from_numpy(image).permute(2, 0, 1).float() / 127.5 - 1).numpy()
+    for size in ((31, 25), (100, 70), (64, 25)):
+        planes = [np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.BICUBIC)) for plane in own]
+        wanted = ((np.stack(planes, -1) + 1) * 127.5).clip(0, 255)
+        assert np.abs(student.upscale(image, size=size) - wanted).max() <= 0.51
+    assert np.array_equal(student.upscale(image, scale=4.0), student.upscale(image))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": 0}, "expected a positive scale, got 0"),
+        ({"scale": float("nan")}, "expected a positive scale, got nan"),
+        ({"scale": 2, "size": (4, 4)}, "expected scale or size, got scale=2 and size="),
+        ({"size": (0, 4)}, "expected a size of at least 1x1, got"),
+        ({"seed": -1}, "expected a seed of 0 or more, got -1"),
+        ({"tile": -1}, "expected the side of a tile, or 0 for no tiles, got -1"),
+        ({"color": "sepia"}, "expected color none, adain, wavelet, lab, got 'sepia'"),
+        ({"fidelity": 1.5}, "expected fidelity from 0 to 1, got 1.5"),
+        ({"batch": 0}, "expected a batch of at least 1, got 0"),
+    ],
+)
+def test_options_that_cannot_be(student: SuperResolver, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        student.upscale(picture(4, 4), **options)
+
+
+def test_bands(student: SuperResolver) -> None:
+    """A stream gives the same picture in bands, tells about tiles, and reports at the end."""
+    image, told = picture(100, 40), list[tuple[int, int]]()
+    stream = student.stream(image, Options(tile=48, seed=2), lambda done, total: told.append((done, total)))
+    assert (stream.height, stream.width, stream.channels, stream.dtype) == (400, 160, 3, np.uint8)
+    bands = list(stream)
+    assert len(bands) > 2
+    assert np.array_equal(np.concatenate(bands), student.upscale(image, tile=48, seed=2))
+    assert told == [(done, stream.report.tiles) for done in range(1, stream.report.tiles + 1)]
+    assert stream.report.tile == 48
+
+
+def test_lr_consistency_is_reported(student: SuperResolver) -> None:
+    """RMSE in levels between the LR image and the average of the restored one; fidelity brings it down."""
+    image = (picture(24, 20) // 4 + 90).astype(np.uint8)
+    errors = []
+    for fidelity in (0.0, 0.5, 1.0):
+        stream = student.stream(image, Options(fidelity=fidelity))
+        back = stream.array().reshape(24, 4, 20, 4, 3).mean((1, 3))
+        assert stream.report.lr_consistency == pytest.approx(np.sqrt(np.square(back - image).mean()), abs=0.05)
+        errors.append(stream.report.lr_consistency)
+    assert errors[0] > 5
+    assert errors[1] < 0.7 * errors[0]
+    assert errors[2] < 0.3 * errors[0]
+    tiled = student.stream(image, Options(tile=32, size=(7, 9)))
+    tiled.array()
+    assert tiled.report.lr_consistency == pytest.approx(errors[0], rel=0.5)
+
+
+@pytest.mark.parametrize("name", ["adain", "wavelet", "lab"])
+def test_color(student: SuperResolver, name: str) -> None:
+    image = np.full((16, 16, 3), (200, 120, 60), np.uint8) + picture(16, 16) // 16
+    plain, corrected = student.upscale(image), student.upscale(image, color=name)
+    assert np.array_equal(student.upscale(image, color="none"), plain)  # what ResShift's models do by themselves
+    away, near = (np.abs(sr.mean((0, 1)) - image.mean((0, 1))) for sr in (plain, corrected))
+    assert away.max() > 10
+    assert (near[1:].max() if name != "lab" else near.max()) < 0.6 * away.max()
 
 
 def test_views_are_accepted(student: SuperResolver) -> None:
@@ -134,14 +298,6 @@ def test_steps(student: SuperResolver, teacher: SuperResolver) -> None:
     assert not np.array_equal(teacher.upscale(image), teacher.upscale(image, steps=1))
 
 
-def test_images_of_a_batch_draw_their_own_noise(student: SuperResolver) -> None:
-    lr = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    sr = student.restore(lr.expand(2, -1, -1, -1), torch.Generator().manual_seed(0))
-    assert sr.shape == (2, 3, 32, 32)
-    assert not torch.equal(sr[0], sr[1])
-    assert sr.abs().max() <= 1
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(("kind", "steps"), [("student", 1), ("teacher", 1), ("teacher", 3)])
 def test_what_happens_to_a_picture(build_model: Build, kind: str, steps: int) -> None:
@@ -150,15 +306,14 @@ def test_what_happens_to_a_picture(build_model: Build, kind: str, steps: int) ->
     image = picture(13, 22)
     lr = torch.from_numpy(np.pad(image, ((0, 3), (0, 2), (0, 0)), mode="reflect")).movedim(-1, 0)[None] / 127.5 - 1
     z_y = model.autoencoder.encode(F.interpolate(lr, (64, 96), mode="bicubic", align_corners=False).clamp(-1, 1))
-    generator = torch.Generator().manual_seed(5)
-    schedule, latent = model.config.schedule.build(), (1, 3, 16, 24)
+    schedule = model.config.schedule.build()
     if steps == 1:
         channels = 4 if kind == "student" else 3  # the student's second noise comes after the latent's channels
-        noise = torch.randn((1, channels, 16, 24), generator=generator)
+        noise = NoiseField(5, 1, channels).crop(slice(0, 16), slice(0, 24))[0]
         z_t, epsilon = z_y + 2.0 * 0.99 * noise[:, :3], noise[:, 3:] if kind == "student" else None
         z_0 = model.unet(z_t / (4 * 0.99**2 + 1) ** 0.5, torch.tensor([2]), lr, epsilon)
     else:
-        noises = torch.randn((4, *latent), generator=generator)
+        noises = NoiseField(5, 4, 3).crop(slice(0, 16), slice(0, 24))
         z_0 = z_y + 2.0 * 0.99 * noises[3]
         for t in (3, 2, 1):
             z_t, eta = z_0, schedule.etas
@@ -173,6 +328,35 @@ def test_what_happens_to_a_picture(build_model: Build, kind: str, steps: int) ->
     assert np.abs(out - expected).max() < 0.51
 
 
+@torch.no_grad()
+def test_a_student_of_several_times(build_model: Build) -> None:
+    """Predict z_0 at T, draw z_t around it at the next lower time, predict again; decode the last prediction."""
+    plain = build_model("student")
+    model = replace(plain, config=plain.config.model_copy(update={"student_timesteps": (1, 3)}))
+    resolver, image = SuperResolver(model), picture(16, 24)
+    assert model.steps == (1, 2)
+    assert np.array_equal(resolver.upscale(image), SuperResolver(plain).upscale(image))
+    lr = torch.from_numpy(image).movedim(-1, 0)[None] / 127.5 - 1
+    z_y = model.autoencoder.encode(F.interpolate(lr, (64, 96), mode="bicubic", align_corners=False).clamp(-1, 1))
+    first, second = NoiseField(5, 2, 4).crop(slice(0, 16), slice(0, 24))
+    z_0, etas = z_y, model.config.schedule.build().etas
+    for t, noise in ((3, first), (1, second)):
+        mean = z_y if t == 3 else z_0 + etas[1] * (z_y - z_0)
+        z_t = mean + 2 * etas[t] ** 0.5 * noise[:, :3]
+        z_0 = model.unet((z_t / (4 * etas[t] + 1) ** 0.5).float(), torch.tensor([t - 1]), lr, noise[:, 3:])
+    expected = (model.autoencoder.decode(z_0.float()).clamp(-1, 1)[0] + 1) * 127.5
+    out = resolver.upscale(image, seed=5, steps=2)
+    assert np.abs(out - expected.movedim(0, -1).numpy()).max() < 0.51
+    assert not np.array_equal(out, resolver.upscale(image, seed=5))
+
+
+@pytest.mark.parametrize("times", [(1, 2), (3, 1), (1, 1, 3), (0, 3), ()])
+def test_times_of_a_student_that_cannot_be(build_model: Build, times: tuple[int, ...]) -> None:
+    fields = build_model("student").config.model_dump()
+    with pytest.raises(ValueError, match="student_timesteps"):
+        type(build_model("student").config).model_validate({**fields, "student_timesteps": times})
+
+
 def test_restoring_does_not_disturb_training(build_model: Build) -> None:
     """Masks that inference caches serve training too, and gradients are not switched off."""
     model = build_model("student")
@@ -184,23 +368,27 @@ def test_restoring_does_not_disturb_training(build_model: Build) -> None:
 
 def test_saved_model_restores_alike(student: SuperResolver, tmp_path: Path) -> None:
     store.save_model(student.model, tmp_path / "model")
-    loaded = SuperResolver.from_pretrained(tmp_path / "model")
+    loaded = SuperResolver.from_pretrained(tmp_path / "model", dtype="fp32")
     assert np.array_equal(loaded.upscale(picture(8, 8)), student.upscale(picture(8, 8)))
 
 
 @pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 9), (9, 16), (8, 4)])
-def test_pad_to_multiple(height: int, width: int) -> None:
-    image = torch.arange(height * width, dtype=torch.float32).view(1, 1, height, width)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_pad_to_multiple(height: int, width: int, dtype: type) -> None:
+    image = np.arange(height * width).reshape(height, width, 1).astype(dtype)
     padded = pad_to_multiple(image, 8)
     bottom, right = -height % 8, -width % 8
-    assert padded.shape == (1, 1, height + bottom, width + right)
-    mode = "reflect" if bottom < height and right < width else "edge"
-    expected = np.pad(image[0, 0].numpy(), ((0, bottom), (0, right)), mode=mode)
-    assert np.array_equal(padded[0, 0].numpy(), expected)
+    assert (padded.shape, padded.dtype) == ((height + bottom, width + right, 1), dtype)
+    rows, columns = list(range(height)), list(range(width))
+    if bottom < height and right < width:  # reflected without repeating the last
+        rows, columns = rows + rows[-2 : -2 - bottom : -1], columns + columns[-2 : -2 - right : -1]
+    else:
+        rows, columns = rows + rows[-1:] * bottom, columns + columns[-1:] * right
+    assert np.array_equal(padded, image[rows][:, columns])
 
 
 def test_shipped_student() -> None:
-    resolver = SuperResolver.from_pretrained()
+    resolver = SuperResolver.from_pretrained(dtype="fp32")
     assert resolver.model.kind == "student"
     gradient = np.broadcast_to(np.linspace(40, 210, 32).astype(np.uint8)[:, None, None], (32, 24, 3))
     sr = resolver.upscale(Image.fromarray(gradient.copy()))

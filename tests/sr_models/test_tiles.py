@@ -1,19 +1,28 @@
-"""Tiles: they cover the picture, share one noise field, and fade into each other without a seam."""
+"""Tiles: they cover the picture, share one noise field and their norms, and fade into each other without a seam."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-from sr_models import SRModel, SuperResolver, restorer
-from sr_models.geometry import TILE_OVERLAP, tile_spans
+from sr_models import Options, SRModel, SuperResolver
+from sr_models.geometry import TILE_OVERLAP, tile_ramps, tile_spans
+from sr_models.restoration import tiles
+from sr_models.restoration.norms import SharedNorms
 
 Build = Callable[..., SRModel]
+
+
+def picture(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("multiple", [8, 16, 48])
@@ -30,77 +39,178 @@ def test_spans(multiple: int, tile: int, count: int) -> None:
         assert span.start < following.start <= span.stop - overlap
 
 
-def record_tiles(resolver: SuperResolver, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Put in place of the networks what shows the LR image and the noise of a tile; return the sizes of tiles."""
-    sizes: list[tuple[int, ...]] = []
+@pytest.mark.parametrize("length", [48, 96, 112, 240])
+def test_ramps_sum_to_one_and_are_smooth(length: int) -> None:
+    spans = tile_spans(length, 48, TILE_OVERLAP, 16)
+    total = torch.zeros(4 * length)
+    for span, ramp in zip(spans, tile_ramps(spans, 4), strict=True):
+        total[4 * span.start : 4 * span.stop] += ramp
+        assert ramp.min() > 0
+        steepest = torch.pi / 2 / (4 * TILE_OVERLAP)
+        assert ramp.diff().abs().max() <= 1.001 * steepest
+        ends = [(ramp[:4], span.start > 0), (ramp[-4:], span.stop < length)]
+        assert all(end.max() < 0.02 if inside else torch.all(end == 1) for end, inside in ends)
+    torch.testing.assert_close(total, torch.ones_like(total))
 
-    def show(lr: Tensor, noise: Tensor, steps: int) -> Tensor:
-        sizes.append(tuple(lr.shape[-2:]))
-        size = [edge * resolver.scale for edge in lr.shape[-2:]]
-        return F.interpolate(lr, size, mode="nearest") + F.interpolate(noise[-1, :, :3], size, mode="nearest")
 
-    monkeypatch.setattr(resolver, "_restore_whole", show)
-    return sizes
+class Local:
+    """A model whose every output pixel follows from one LR pixel and its noise; it counts what it is given."""
+
+    kind, color, bytes_per_pixel = "student", "none", 1000
+    steps: tuple[int, ...] = (1, 3)
+    tiled_networks: tuple[torch.nn.Module, ...] = ()
+
+    def __init__(self, scale: int = 4, multiple: int = 8) -> None:
+        self.scale, self.lr_multiple = scale, multiple
+        self.sizes: list[tuple[int, ...]] = []
+
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> None:
+        pass
+
+    def noise_shape(self, batch: int, height: int, width: int, steps: int) -> tuple[int, ...]:
+        return (steps, batch, 3, height * self.scale // 4, width * self.scale // 4)
+
+    def restore(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
+        self.sizes.append(tuple(lr.shape))
+        size = [edge * self.scale for edge in lr.shape[-2:]]
+        return 0.5 * F.interpolate(lr, size) + 0.1 * F.interpolate(noise.sum(0), size)
 
 
 @pytest.mark.parametrize(("scale", "multiple"), [(2, 16), (4, 8), (8, 4)])
-@pytest.mark.parametrize("kind", ["student", "teacher"])
-def test_tiles_line_up(
-    build_model: Build, monkeypatch: pytest.MonkeyPatch, kind: str, scale: int, multiple: int
-) -> None:
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_tiles_line_up(scale: int, multiple: int, steps: int, batch: int) -> None:
     """Where restoring is local, tiles give the whole picture: each sees its own piece of LR image and noise."""
-    resolver = SuperResolver(build_model(kind, scale=scale))
-    sizes = record_tiles(resolver, monkeypatch)
-    lr = torch.rand(2, 3, 90, 140, generator=torch.Generator().manual_seed(0))
-    whole, tiled = (resolver.restore(lr, torch.Generator().manual_seed(1), tile=tile) for tile in (0, 70))
-    assert tiled.shape == (2, 3, 90 * scale, 140 * scale)
-    torch.testing.assert_close(tiled, whole, rtol=0.0, atol=1e-5)
-    assert len(sizes) >= 1 + 6
-    assert all(size == (-(-70 // multiple) * multiple,) * 2 for size in sizes[1:])
+    model = Local(scale, multiple)
+    resolver = SuperResolver(model)
+    lr = picture(90, 140)
+    whole, tiled = (resolver.upscale(lr, tile=tile, seed=1, steps=steps, batch=batch) for tile in (0, 70))
+    assert tiled.shape == (90 * scale, 140 * scale, 3)
+    assert np.abs(tiled.astype(int) - whole).max() <= 1
+    assert (tiled != whole).mean() < 1e-3
+    side = -(-70 // multiple) * multiple
+    assert model.sizes[0] == (1, 3, -(-90 // multiple) * multiple, -(-140 // multiple) * multiple)
+    assert all(size[1:] == (3, side, side) for size in model.sizes[1:])
+    assert (max(size[0] for size in model.sizes[1:]) > 1) == (batch > 1)
+    assert not np.array_equal(whole, resolver.upscale(lr, tile=0, seed=2, steps=steps))
 
 
-@pytest.mark.parametrize("window_size", [4, 32])
-def test_overlaps_fade(build_model: Build, monkeypatch: pytest.MonkeyPatch, window_size: int) -> None:
-    """Tiles of different brightness leave no step, also where windows dictate a coarse grid of tiles."""
-    model = build_model("student")
-    config = model.config.model_copy(update={"unet": model.config.unet.model_copy(update={"window_size": window_size})})
-    resolver = SuperResolver(SRModel(model.kind, config, model.unet, model.autoencoder))
-    count = [0]
+def test_overlaps_fade() -> None:
+    """Tiles of different brightness leave no step."""
 
-    def alternate(lr: Tensor, noise: Tensor, steps: int) -> Tensor:
-        count[0] += 1
-        return torch.full((1, 3, 4 * lr.shape[-2], 4 * lr.shape[-1]), float(count[0] % 2))
+    class Alternating(Local):
+        def restore(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
+            self.sizes.append(tuple(lr.shape))
+            return torch.full((1, 3, 4 * lr.shape[-2], 4 * lr.shape[-1]), float(len(self.sizes) % 2))
 
-    monkeypatch.setattr(resolver, "_restore_whole", alternate)
-    sr = resolver.restore(torch.zeros(1, 3, 16, 300), torch.Generator(), tile=1)
-    assert count[0] > 2
+    model = Alternating()
+    sr = SuperResolver(model).upscale(torch.zeros(3, 16, 300), tile=1)
+    assert len(model.sizes) > 2
     assert sr.min() < 0.01
     assert sr.max() > 0.99
-    assert sr.diff(dim=-1).abs().max() <= 1.01 / (4 * TILE_OVERLAP) * 2
+    assert sr.diff(dim=-1).abs().max() <= 1.001 * torch.pi / 2 / (4 * TILE_OVERLAP)
 
 
-def test_large_pictures_are_tiled_by_themselves(build_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(restorer, "LARGEST_UNTILED", 80 * 80)
-    monkeypatch.setattr(restorer, "AUTO_TILE", 64)
-    resolver = SuperResolver(build_model("student"))
-    sizes = record_tiles(resolver, monkeypatch)
-    for size, tile, expected in (((80, 80), None, 1), ((80, 88), None, 4), ((80, 88), 0, 1), ((64, 64), 64, 1)):
-        sizes.clear()
-        resolver.restore(torch.zeros(1, 3, *size), torch.Generator(), tile=tile)
-        assert len(sizes) == expected, (size, tile)
+@pytest.mark.parametrize(
+    ("size", "tile", "count", "note"),
+    [((80, 80), None, 1, 0), ((80, 88), None, 4, 0), ((80, 88), 0, 1, 0), ((64, 64), 64, 1, 0), ((80, 88), 61, 4, 1)],
+)
+def test_who_chooses_the_tiles(
+    monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], tile: int | None, count: int, note: int
+) -> None:
+    """By themselves from a size on that depends on the model alone; sides are rounded to what fits, and said."""
+    monkeypatch.setattr(tiles, "BUDGET", {"cpu": 80 * 80 * Local.bytes_per_pixel})
+    monkeypatch.setattr(tiles, "SIDES", (96, 64))
+    stream = SuperResolver(Local()).stream(picture(*size), Options(tile=tile))
+    stream.array()
+    assert (stream.report.tiles, len(stream.report.notes)) == (count, note)
+    assert stream.report.tile == (0 if count == 1 else 64)
 
 
-def test_tiles_of_a_real_network(build_model: Build) -> None:
-    """Norms see a tile instead of the picture: not equal, but restored all over and reproducible."""
-    resolver = SuperResolver(build_model("student"))
-    lr = torch.rand(1, 3, 8, 96, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    whole, tiled, again = (resolver.restore(lr, torch.Generator().manual_seed(1), tile=tile) for tile in (0, 64, 64))
-    assert torch.equal(tiled, again)
-    assert tiled.shape == whole.shape == (1, 3, 32, 384)
-    assert not torch.equal(tiled, whole)
-    assert (tiled - whole).abs().mean() < 0.5 * whole.std()
+def test_shared_norms_make_tiles_agree(build_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With norms of their own tiles differ from the whole picture far more than with norms measured together."""
+    model = build_model("student")
+    resolver = SuperResolver(model)
+    across = np.linspace(0, 1, 384)[None, :, None]
+    lr = (picture(128, 384) * across * 0.6 + 100 * (1 - across)).astype(np.uint8)  # flat on the left, busy on the right
+
+    def error(**options: Any) -> float:
+        difference = resolver.upscale(lr, tile=128, **options).astype(float) - whole
+        return float(np.sqrt(np.square(difference).mean()))
+
+    monkeypatch.setattr(tiles, "CROP", 32)
+    whole = resolver.upscale(lr, tile=0).astype(float)
+    shared = error()
+    assert error() == shared
+    monkeypatch.setattr(SRModel, "tiled_networks", ())
+    assert shared < 0.7 * error()
 
 
-def test_negative_tile_is_refused(build_model: Build) -> None:
-    with pytest.raises(ValueError, match=r"expected the side of a tile, or 0 for no tiles, got -1"):
-        SuperResolver(build_model("student")).restore(torch.zeros(1, 3, 8, 8), torch.Generator(), tile=-1)
+@pytest.mark.parametrize(("kind", "steps"), [("student", 1), ("teacher", 3)])
+@torch.no_grad()
+def test_norms_are_measured_as_an_untiled_pass_has_them(build_model: Build, kind: str, steps: int) -> None:
+    """Measured on pictures and used on them, they change nothing; one of them alone looks different."""
+    model = build_model(kind)
+    model.to(torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    lr = torch.rand(2, 3, 16, 16, generator=generator)
+    noise = torch.randn(model.noise_shape(2, 16, 16, steps), generator=generator)
+    norms = SharedNorms(model.tiled_networks)
+    alone = model.restore(lr[:1], noise[:, :1], steps)
+    with norms.measuring():
+        together = model.restore(lr, noise, steps)
+    for _ in range(2):
+        with norms.used():
+            torch.testing.assert_close(model.restore(lr, noise, steps), together, rtol=0, atol=1e-4)
+            # the calls are counted anew for every evaluation
+        with norms.used():
+            torch.testing.assert_close(model.restore(lr[:1], noise[:, :1], steps), together[:1], rtol=0, atol=1e-4)
+    assert (together[:1] - alone).abs().max() > 1e-3
+    with norms.measuring():  # a pass over one picture alone pools over it alone, but earlier passes count as well
+        both = model.restore(lr[:1], noise[:, :1], steps)
+    assert (both - alone).abs().max() > 1e-3
+
+
+def test_a_single_picture_has_the_norms_of_pytorch(build_model: Build) -> None:
+    network = build_model("student").autoencoder
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    norms = SharedNorms([network])
+    with norms.measuring():
+        measured = network.encode(x)
+    torch.testing.assert_close(measured, network.encode(x), rtol=0, atol=1e-5)
+
+
+def test_norms_forget_nothing(build_model: Build) -> None:
+    """After a tiled picture the networks are what they were, also when something goes wrong on the way."""
+    model = build_model("student")
+    resolver = SuperResolver(model)
+    before = resolver.upscale(picture(16, 16))
+    resolver.upscale(picture(40, 72), tile=32)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        resolver.stream(picture(40, 72), Options(tile=32), progress=lambda *_: _raise()).array()
+    assert np.array_equal(resolver.upscale(picture(16, 16)), before)
+    assert not any("forward" in module.__dict__ for network in model.tiled_networks for module in network.modules())
+
+
+def _raise() -> None:
+    raise RuntimeError("interrupted")
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "tile"), [(512, 512, 256), (3008, 4000, 256), (64, 2000, 128), (96, 96, 48)]
+)
+def test_crops_for_norms(height: int, width: int, tile: int) -> None:
+    """They lie in the picture, reach all its parts, and no pass needs more memory than a tile."""
+    passes = tiles.crops_for_norms(height, width, tile, 16)
+    assert 1 <= len(passes) <= tiles.PASSES
+    crops = [crop for one in passes for crop in one]
+    assert len(set(map(str, crops))) == len(crops)
+    for rows, columns in crops:
+        assert 0 <= rows.start < rows.stop <= height
+        assert 0 <= columns.start < columns.stop <= width
+        assert rows.start % 16 == columns.start % 16 == 0
+    for one in passes:
+        assert sum((r.stop - r.start) * (c.stop - c.start) for r, c in one) <= tile * tile
+    ends = [edge for _, c in crops for edge in (c.start, c.stop)]
+    assert min(ends) < 0.2 * width
+    assert max(ends) > 0.8 * width

@@ -131,7 +131,7 @@ def _same(stored: Prompt, given: Prompt) -> bool:
 
 
 def _text_encoders(base: str, *, offline: bool, device: str, dtype: str) -> Any:
-    from distill.ranks import choose_device
+    from sr_models.compute import choose_device
     from sr_models.t2i.prompts import DTYPES
     from sr_models.t2i.text import TextEncoders
 

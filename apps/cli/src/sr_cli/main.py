@@ -11,7 +11,10 @@ from typing import Annotated
 import typer
 
 from sr_cli.data import data_app
+from sr_cli.export import export_app
 from sr_cli.offline import Offline, go_offline
+from sr_cli.upscale.command import upscale
+from sr_cli.weights import weights_app
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,6 +24,8 @@ app = typer.Typer(
     epilog="First steps:  sr-distill train rsd   then   sr-distill upscale photo.jpg",
 )
 app.add_typer(data_app, name="data")
+app.add_typer(export_app, name="export")
+app.add_typer(weights_app, name="weights")
 
 
 @app.command()
@@ -114,33 +119,7 @@ def _repeatable(arguments: list[str]) -> str:
     return shlex.join(["sr-distill", *(part for part in kept if not part.startswith("--out="))])
 
 
-@app.command()
-def upscale(
-    image: Annotated[Path, typer.Argument(help="photograph to restore", show_default=False)],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="picture to write \\[default: NAME_x4.png]")
-    ] = None,
-    weights: Annotated[str, typer.Option(help="model folder or name of a shipped model")] = "tiny-student",
-    steps: Annotated[
-        int | None, typer.Option(help="1, or the whole chain of a teacher \\[default: 1 for a student]")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="same seed, same picture")] = 0,
-    tile: Annotated[
-        int | None, typer.Option(help="side of the tiles in LR pixels, 0 for none \\[default: 256 for large pictures]")
-    ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps")] = "auto",
-    base: Annotated[
-        str | None,
-        typer.Option(help="base of a text-to-image student, where it is not at the place of its training"),
-    ] = None,
-    offline: Offline = False,
-) -> None:
-    """Restore a photograph and enlarge it by the model's scale (4)."""
-    if offline:
-        go_offline()
-    from sr_cli.upscaling import upscale_file
-
-    upscale_file(image, output, weights, steps=steps, seed=seed, tile=tile, device=device, base=base)
+app.command()(upscale)
 
 
 def one_line(error: Exception) -> str:

@@ -6,22 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from sr_models.compute import choose_device
+
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-
-def choose_device(name: str) -> torch.device:
-    """Resolve ``auto`` to CUDA, MPS or the CPU, in this order.
-
-    Raises:
-        ValueError: the device that was asked for is not there.
-    """
-    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        return torch.device(next(kind for kind, there in present.items() if there))
-    if not present.get(name, False):
-        raise ValueError(f"expected a device of {', '.join(k for k, there in present.items() if there)}, got {name!r}")
-    return torch.device(name)
 
 
 def make_accelerator(device: str = "auto", precision: str = "fp32", tracker: str = "none") -> Accelerator:

@@ -3,6 +3,8 @@
 from sr_models.autoencoder import AutoencoderConfig, VQAutoencoder
 from sr_models.denoiser import Denoiser
 from sr_models.model import ModelConfig, ScheduleConfig, SRModel
+from sr_models.options import Options, Report
+from sr_models.restorable import Restorable
 from sr_models.restorer import SuperResolver
 from sr_models.student import make_fake, make_student
 from sr_models.swin_unet import SwinUNet, SwinUNetConfig
@@ -11,6 +13,9 @@ __all__ = [
     "AutoencoderConfig",
     "Denoiser",
     "ModelConfig",
+    "Options",
+    "Report",
+    "Restorable",
     "SRModel",
     "ScheduleConfig",
     "SuperResolver",

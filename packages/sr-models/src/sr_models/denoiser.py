@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,34 @@ class Denoiser:
         """
         z_t = self.schedule.prior(z_y).sample(noise)
         return self(z_t, lr, self.at(self.schedule.num_steps, z_y), epsilon)
+
+    def few_steps(
+        self,
+        z_y: Tensor,
+        lr: Tensor,
+        timesteps: Sequence[int],
+        noises: Sequence[Tensor],
+        epsilons: Sequence[Tensor | None],
+    ) -> Tensor:
+        """Restore with a student of several timesteps: predict z_0, bring it back to the next lower time, and again.
+
+        Between two evaluations z_t is drawn from the marginal q(z_t | z_0, z_y) of the prediction, which is how the
+        student's inputs at t < T are made in training.
+
+        Args:
+            z_y: scaled latent of the upsampled LR image, (B, C, H, W).
+            lr: LR image, pixels [-1, 1].
+            timesteps: t_1 < ... < t_N = T.
+            noises: N(0, 1) of the shape of ``z_y``, in the order of use, N of them.
+            epsilons: the student's second noises, in the order of use, N of them.
+
+        Source: RSD Section 3.3 (the student's timesteps), Eq. 20 (the marginal)
+        """
+        z_0 = self.one_step(z_y, lr, noises[0], epsilons[0])
+        for t, noise, epsilon in zip(reversed(timesteps[:-1]), noises[1:], epsilons[1:], strict=True):
+            at = self.at(t, z_y)
+            z_0 = self(self.schedule.marginal(z_0, z_y, at).sample(noise), lr, at, epsilon)
+        return z_0
 
     def sample(self, z_y: Tensor, lr: Tensor, noises: Tensor, *, deterministic: bool = False) -> Tensor:
         """Run the whole reverse chain t = T..1 and return z_0.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any, Literal
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
-TILE_OVERLAP = 32
-"""LR pixels that neighbouring tiles share and in which one fades into the other."""
+TILE_OVERLAP = 16
+"""LR pixels that neighbouring tiles share at least and in which one fades into the other (docs/restoring.md)."""
 
 
 def upsample(lr: Tensor, scale: int) -> Tensor:
@@ -15,14 +20,14 @@ def upsample(lr: Tensor, scale: int) -> Tensor:
     return F.interpolate(lr, scale_factor=float(scale), mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
-def pad_to_multiple(image: Tensor, multiple: int) -> Tensor:
-    """Pad right and bottom to a multiple by reflection, or by replication where the image is too small to reflect."""
-    height, width = image.shape[-2:]
+def pad_to_multiple(image: NDArray[Any], multiple: int) -> NDArray[Any]:
+    """Pad (H, W, C) right and bottom by reflection, or by its last pixels where it is too small to reflect."""
+    height, width = image.shape[:2]
     bottom, right = -height % multiple, -width % multiple
     if not (bottom or right):
         return image
-    mode = "reflect" if bottom < height and right < width else "replicate"
-    return F.pad(image, (0, right, 0, bottom), mode=mode)
+    mode: Literal["reflect", "edge"] = "reflect" if bottom < height and right < width else "edge"
+    return np.pad(image, ((0, bottom), (0, right), (0, 0)), mode=mode)
 
 
 def round_up(value: int, multiple: int) -> int:
@@ -49,13 +54,24 @@ def scaled(span: slice, factor: float) -> slice:
     return slice(int(span.start * factor), int(span.stop * factor))
 
 
-def tile_ramp(span: slice, length: int, scale: int) -> Tensor:
-    """Weights of a tile along one axis, (tile * scale,): fading at both ends, except at the border of the picture."""
+def tile_ramps(spans: list[slice], scale: int) -> list[Tensor]:
+    """Weights of the tiles along one axis, (tile * scale,) each: smooth where tiles overlap, 1 in sum everywhere."""
+    total = torch.zeros(spans[-1].stop * scale)
+    ramps = []
+    for span in spans:
+        ramp = _ramp(span, spans[-1].stop, scale)
+        total[scaled(span, scale)] += ramp
+        ramps.append(ramp)
+    return [ramp / total[scaled(span, scale)] for span, ramp in zip(spans, ramps, strict=True)]
+
+
+def _ramp(span: slice, length: int, scale: int) -> Tensor:
+    """1 within the tile, half a cosine wave down to 0 at its ends, except at the border of the picture."""
     size, fade = (span.stop - span.start) * scale, TILE_OVERLAP * scale
+    inside = torch.full((size,), float(fade))
     position = torch.arange(size) + 0.5
-    ramp = torch.ones(size)
     if span.start > 0:
-        ramp = torch.minimum(ramp, position / fade)
+        inside = torch.minimum(inside, position)
     if span.stop < length:
-        ramp = torch.minimum(ramp, (size - position) / fade)
-    return ramp
+        inside = torch.minimum(inside, size - position)
+    return 0.5 - 0.5 * torch.cos(inside / fade * math.pi)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sr_models.autoencoder import AutoencoderConfig, VQAutoencoder
 from sr_models.swin_unet import SwinUNet, SwinUNetConfig
+
+STEM = "input_blocks.0.0.weight"
+"""First convolution of the U-Net: latent, LR image, and an RSD student's noise."""
 
 DERIVED = ("relative_position_index", "attn_mask")
 """Endings of tensors that reference checkpoints carry and that follow from the sizes."""
@@ -70,15 +72,11 @@ def swin_unet(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) -> Sw
     Raises:
         ValueError: when tensors are missing, surplus or of another shape.
     """
-    state = unwrap(state_dict)
-    stem, clean = "input_blocks.0.0.weight", config["in_channels"]
-    noise_channels = int(stem in state and state[stem].shape[1:2] == (clean + 1,))
+    state, clean = unwrap(state_dict), config["in_channels"]
+    noise_channels = int(STEM in state and state[STEM].shape[1:2] == (clean + 1,))
     ours = swin_unet_config(config, noise_channels=noise_channels)
-    if noise_channels:
-        state["noise"] = state[stem][:, clean:]
-        state[stem] = state[stem][:, :clean]
     network = SwinUNet(ours)
-    _load(network, state, dict(swin_unet_names(ours)))
+    network.load_state_dict(swin_unet_tensors(state, network))
     return network
 
 
@@ -88,10 +86,31 @@ def vq_autoencoder(state_dict: Mapping[str, Tensor], config: Mapping[str, Any]) 
     Raises:
         ValueError: when tensors are missing, surplus or of another shape.
     """
-    ours = autoencoder_config(config)
-    network = VQAutoencoder(ours)
-    _load(network, unwrap(state_dict), dict(autoencoder_names(ours)))
+    network = VQAutoencoder(autoencoder_config(config))
+    network.load_state_dict(autoencoder_tensors(unwrap(state_dict), network))
     return network
+
+
+def swin_unet_tensors(state: Mapping[str, Tensor], network: SwinUNet) -> dict[str, Tensor]:
+    """Tensors of a reference U-Net under our names; nothing is copied.
+
+    Args:
+        state: reference-named tensors; those of an RSD student have the noise channel last in the first convolution.
+        network: what they are to fit; may be on the meta device.
+
+    Raises:
+        ValueError: when tensors are missing, surplus or of another shape.
+    """
+    state = dict(state)
+    clean = network.stem.in_channels
+    if network.noise_stem is not None and STEM in state:
+        state["noise"], state[STEM] = state[STEM][:, clean:], state[STEM][:, :clean]
+    return _translated(network, state, dict(swin_unet_names(network.config)))
+
+
+def autoencoder_tensors(state: Mapping[str, Tensor], network: VQAutoencoder) -> dict[str, Tensor]:
+    """Tensors of a reference autoencoder under our names; arguments and errors as :func:`swin_unet_tensors`."""
+    return _translated(network, state, dict(autoencoder_names(network.config)))
 
 
 def unwrap(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -211,7 +230,7 @@ def _vq_block(ours: str, theirs: str, skip: bool) -> Iterator[tuple[str, str]]:
         yield from _affine(f"{ours}.skip", f"{theirs}.nin_shortcut")
 
 
-def _load(network: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str]) -> None:
+def _translated(network: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
     own = network.state_dict()
     assert set(names) == set(own), set(names) ^ set(own)
     missing = sorted(theirs for theirs in names.values() if theirs not in state)
@@ -225,10 +244,13 @@ def _load(network: nn.Module, state: Mapping[str, Tensor], names: Mapping[str, s
         raise ValueError(
             "expected the tensors of this network; "
             + "; ".join(
-                f"{label}: {', '.join(found)}"
+                f"{label}: {_some(found)}"
                 for label, found in (("missing", missing), ("surplus", surplus), ("misshapen", shapes))
                 if found
             )
         )
-    with torch.no_grad():
-        network.load_state_dict({ours: state[theirs] for ours, theirs in names.items()})
+    return {ours: state[theirs] for ours, theirs in names.items()}
+
+
+def _some(names: list[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,58 +1,27 @@
-"""SuperResolver: an LR image of any size -> the SR image, in one network evaluation."""
+"""SuperResolver: an LR image of any size and kind -> the SR image, in one network evaluation."""
 
 from __future__ import annotations
 
 import os
-from typing import Any, Protocol, Self
+from typing import Any, Self, TypeVar, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
+from sr_models import compute as computing
 from sr_models import store
-from sr_models.geometry import TILE_OVERLAP, pad_to_multiple, round_up, scaled, tile_ramp, tile_spans
+from sr_models.compute import Compute
+from sr_models.hub import fetch
+from sr_models.options import Options
+from sr_models.restorable import Restorable
+from sr_models.restoration.picture import Progress, Restoration, restoration
 
-LARGEST_UNTILED = 512 * 512
-"""LR pixels that are restored in one piece when nobody asks for tiles."""
-AUTO_TILE = 256
-
-
-class Restorable(Protocol):
-    """What :class:`SuperResolver` asks of a model."""
-
-    @property
-    def kind(self) -> str:
-        """What it is called in errors."""
-        ...
-
-    @property
-    def scale(self) -> int:
-        """Enlargement."""
-        ...
-
-    @property
-    def lr_multiple(self) -> int:
-        """LR height and width have to be multiples of this."""
-        ...
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Numbers of network evaluations that it can restore in, the usual one first."""
-        ...
-
-    def to(self, device: torch.device) -> None:
-        """Move the networks and put them in eval mode."""
-        ...
-
-    def noise_shape(self, batch: int, height: int, width: int, steps: int) -> tuple[int, ...]:
-        """Shape (..., H, W) of the N(0, 1) that :meth:`restore` takes for LR images of this size."""
-        ...
-
-    def restore(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
-        """LR images, pixels [-1, 1], (B, 3, h, w) of whole multiples, to SR images, not clamped."""
-        ...
+Levels = TypeVar("Levels", np.uint8, np.uint16)
+KEPT = ("icc_profile", "exif", "xmp", "dpi")
+"""What of a PIL image's ``info`` goes with the result."""
 
 
 class SuperResolver:
@@ -60,148 +29,182 @@ class SuperResolver:
 
     Args:
         model: networks, schedule and scale, such as :class:`sr_models.SRModel`.
-        device: where to compute.
+        device: where to compute, in float32; or a :class:`sr_models.compute.Compute`.
     """
 
-    def __init__(self, model: Restorable, device: torch.device | str = "cpu") -> None:
+    def __init__(self, model: Restorable, device: torch.device | str | Compute = "cpu") -> None:
         self.model = model
-        self.device = torch.device(device)
-        model.to(self.device)
+        self.compute = device if isinstance(device, Compute) else Compute(torch.device(device))
+        computing.apply(model, self.compute)
 
     @classmethod
     def from_pretrained(
         cls,
         name: str | os.PathLike[str] = "tiny-student",
-        device: torch.device | str = "cpu",
+        device: torch.device | str = "auto",
+        dtype: str = "auto",
         *,
         base: str | None = None,
+        compile: bool = False,
+        backend: str = "auto",
     ) -> Self:
-        """Load a shipped model by name or a model folder.
+        """Load a shipped model by name, a model folder, one on the Hugging Face hub, or an ONNX file.
 
         Args:
-            name: of the model.
-            device: where to compute.
+            name: of the model: of a shipped one, of a folder, ``owner/name`` on the hub, or a ``.onnx`` file.
+            device: where to compute: auto, cpu, cuda or mps.
+            dtype: auto, fp32, bf16 or fp16; auto measures which of them is fastest for this model on this machine,
+                once, and remembers it (:func:`sr_models.compute.choose`).
             base: where the base of a text-to-image student is; None: where it was in training.
+            compile: compile the networks with torch.compile.
+            backend: auto, torch or onnx.
 
         Raises:
             FileNotFoundError: no such model.
-            ValueError: the files are truncated, changed, or of another kind.
+            ValueError: the files are truncated, changed, or of another kind; a device or dtype that is not there.
         """
-        if store.read_about(name)["kind"] == "t2i-student":
-            # diffusers is heavy and optional: only this family needs it
-            from sr_models.t2i.folder import load_student
+        model = _load(name, base, backend)
+        choice = computing.choose(model, str(device), dtype, compile=compile)
+        resolver = cls(model, choice.compute)
+        resolver.choice = choice
+        return resolver
 
-            return cls(load_student(name, base), device)
-        if base is not None:
-            raise ValueError(f"expected base=None for {str(name)!r}, which is not a student of a text-to-image model")
-        return cls(store.load_model(name), device)
+    choice: computing.Choice | None = None
+    """How ``device`` and ``dtype`` were chosen, where :meth:`from_pretrained` did."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.compute.device
 
     @property
     def scale(self) -> int:
         """Enlargement of the model."""
         return self.model.scale
 
-    def upscale(
-        self,
-        image: Image.Image | NDArray[np.uint8],
-        *,
-        seed: int = 0,
-        steps: int | None = None,
-        tile: int | None = None,
-    ) -> Any:
-        """Restore one picture.
-
-        Args:
-            image: a PIL image of 8 bits a channel (converted to RGB) or (H, W, 3) uint8.
-            seed: of the noise; the same seed gives the same picture.
-            steps: 1, or the model's T for the whole chain; None: 1 for a student, T for a teacher.
-            tile: side of the tiles in LR pixels; None: tiles of 256 for more than 512x512 LR pixels, so that what
-                the networks need does not grow with the picture (its noise and its output still do); 0: never.
-
-        Returns:
-            The same type as ``image``, scale times its width and height.
-        """
-        if isinstance(image, Image.Image):
-            if image.mode.startswith(("I", "F")):  # Pillow would clip these, not scale them
-                raise ValueError(
-                    f"expected a picture of 8 bits a channel, got mode {image.mode!r}; scale it to 8 bits first"
-                )
-            return Image.fromarray(self.upscale(np.asarray(image.convert("RGB")), seed=seed, steps=steps, tile=tile))
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise ValueError(
-                f"expected an RGB image (H, W, 3) of uint8, got {image.shape} of {image.dtype}; convert it first"
-            )
-        lr = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float().div(127.5).sub(1.0)
-        try:
-            sr = self.restore(lr, torch.Generator().manual_seed(seed), steps=steps, tile=tile)[0]
-        except torch.OutOfMemoryError as error:
-            raise ValueError(
-                f"out of memory on the device ({str(error).splitlines()[0]}); give smaller tiles, such as tile=128"
-            ) from error
-        pixels = sr.add(1.0).mul(127.5).round().clamp(0, 255).byte()
-        return pixels.permute(1, 2, 0).numpy()
-
-    @torch.inference_mode()
-    def restore(
-        self, lr: Tensor, generator: torch.Generator, *, steps: int | None = None, tile: int | None = None
-    ) -> Tensor:
-        """Restore a batch of LR images, pixels [-1, 1], (B, 3, h, w) -> (B, 3, h * scale, w * scale) on the CPU.
-
-        Args:
-            lr: LR images of any height and width.
-            generator: CPU generator that all noise is drawn from, so that the picture does not depend on the device.
-            steps: as in :meth:`upscale`.
-            tile: as in :meth:`upscale`.
-        """
-        if lr.ndim != 4 or lr.shape[1] != 3 or 0 in lr.shape:
-            raise ValueError(f"expected LR images (B, 3, h, w), got {tuple(lr.shape)}; convert them first")
-        if tile is not None and tile < 0:
-            raise ValueError(f"expected the side of a tile, or 0 for no tiles, got {tile}; give a positive number")
-        steps = self._steps(steps)
-        height, width = lr.shape[-2:]
-        padded = pad_to_multiple(lr, self.lr_multiple)
-        # One noise field for the whole picture: tiles that overlap agree about it, whatever their order.
-        batch, _, rows, columns = padded.shape
-        noise = torch.randn(self.model.noise_shape(batch, rows, columns, steps), generator=generator)
-        if tile is None:
-            tile = AUTO_TILE if height * width > LARGEST_UNTILED else 0
-        if tile and tile < max(padded.shape[-2:]):
-            sr = self._restore_tiles(padded, noise, steps, tile)
-        else:
-            sr = self._restore_whole(padded, noise, steps)
-        return sr[..., : height * self.scale, : width * self.scale]
-
-    def _restore_whole(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
-        """Restore LR images of whole multiples; ``noise`` as in :meth:`Restorable.noise_shape`."""
-        return self.model.restore(lr.to(self.device), noise.to(self.device), steps).clamp(-1, 1).cpu()
-
-    def _restore_tiles(self, lr: Tensor, noise: Tensor, steps: int, tile: int) -> Tensor:
-        """Restore tile by tile and blend the overlaps with linear ramps."""
-        multiple, scale = self.lr_multiple, self.scale
-        # Never so small that the next tile, at least a multiple further on, overlaps too little.
-        tile = round_up(max(tile, 2 * TILE_OVERLAP, TILE_OVERLAP + multiple), multiple)
-        height, width = lr.shape[-2:]
-        per_pixel = noise.shape[-1] / width  # latent positions per LR pixel
-        out = torch.zeros(lr.shape[0], 3, height * scale, width * scale)
-        weight = torch.zeros(1, 1, height * scale, width * scale)
-        for rows in tile_spans(height, tile, TILE_OVERLAP, multiple):
-            for columns in tile_spans(width, tile, TILE_OVERLAP, multiple):
-                part = noise[..., scaled(rows, per_pixel), scaled(columns, per_pixel)]
-                sr = self._restore_whole(lr[..., rows, columns], part, steps)
-                fade = tile_ramp(rows, height, scale)[:, None] * tile_ramp(columns, width, scale)[None, :]
-                where = (..., scaled(rows, scale), scaled(columns, scale))
-                out[where] += sr * fade
-                weight[where] += fade
-        return out.div_(weight)
-
-    def _steps(self, steps: int | None) -> int:
-        chosen = self.model.steps[0] if steps is None else steps
-        if chosen not in self.model.steps:
-            options = " or ".join(str(option) for option in sorted(self.model.steps))
-            raise ValueError(f"expected steps={options} for this {self.model.kind}, got {chosen}")
-        return chosen
-
     @property
     def lr_multiple(self) -> int:
         """LR height and width are padded to a multiple of this."""
         return self.model.lr_multiple
+
+    @overload
+    def upscale(self, image: Image.Image, **options: Any) -> Image.Image: ...
+    @overload
+    def upscale(self, image: NDArray[Levels], **options: Any) -> NDArray[Levels]: ...
+    @overload
+    def upscale(self, image: Tensor, **options: Any) -> Tensor: ...
+    def upscale(self, image: Any, **options: Any) -> Any:
+        """Restore one picture, or a batch of tensors.
+
+        Args:
+            image: a PIL image (grey, grey with alpha, RGB, RGBA, palette, 16-bit grey; turned upright by its EXIF
+                orientation), an array (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4) of uint8 or uint16, the
+                last channel of 2 and 4 being alpha, or a tensor (3, H, W) or (B, 3, H, W), pixels [-1, 1].
+            options: of :class:`sr_models.Options`: scale, size, seed, steps, tile, color, fidelity, batch.
+
+        Returns:
+            The same kind of picture, enlarged; a tensor comes back on the CPU, in float32.
+
+        Raises:
+            ValueError: a picture of another kind, an option that cannot be, no memory for the tiles asked for.
+        """
+        chosen = Options(**options)
+        if isinstance(image, Image.Image):
+            return self._upscale_pil(image, chosen)
+        if isinstance(image, Tensor):
+            return self._upscale_tensor(image, chosen)
+        if image.ndim == 2:
+            return self.stream(image[..., None], chosen).array()[..., 0]
+        return self.stream(image, chosen).array()
+
+    def stream(
+        self,
+        pixels: NDArray[Any],
+        options: Options | None = None,
+        progress: Progress | None = None,
+    ) -> Restoration:
+        """Restore one picture band by band, so that the output need not fit into memory.
+
+        Args:
+            pixels: (H, W, C) of uint8 or uint16, C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA).
+            options: what is asked for.
+            progress: is told how many tiles are done, and of how many.
+
+        Returns:
+            An iterator of bands of rows with the size of the whole and a report.
+        """
+        if pixels.ndim != 3 or pixels.shape[2] not in (1, 2, 3, 4) or pixels.dtype not in (np.uint8, np.uint16):
+            raise ValueError(
+                f"expected a picture (H, W, 1 to 4) of uint8 or uint16, got {pixels.shape} of {pixels.dtype}; "
+                "convert it first"
+            )
+        if 0 in pixels.shape:
+            raise ValueError(f"expected a picture of at least 1x1, got {pixels.shape[1]}x{pixels.shape[0]}; check it")
+        return restoration(self.model, self.compute, pixels, options or Options(), progress)
+
+    def _upscale_pil(self, image: Image.Image, options: Options) -> Image.Image:
+        kept = {key: value for key, value in image.info.items() if key in KEPT}
+        upright = ImageOps.exif_transpose(image)
+        if "exif" in upright.info:
+            kept["exif"] = upright.info["exif"]
+        array = _array_of(upright)
+        restored = self.stream(array, options).array()
+        out = Image.fromarray(restored[..., 0] if restored.shape[2] == 1 else restored)
+        out.info.update(kept)
+        return out
+
+    def _upscale_tensor(self, images: Tensor, options: Options) -> Tensor:
+        batch = images[None] if images.ndim == 3 else images
+        if batch.ndim != 4 or batch.shape[1] != 3 or 0 in batch.shape or not batch.is_floating_point():
+            raise ValueError(
+                f"expected pixels [-1, 1], (3, h, w) or (B, 3, h, w) floating point, got {tuple(images.shape)} of "
+                f"{images.dtype}; convert them first"
+            )
+        if batch.abs().max() > 1.001:
+            raise ValueError(
+                f"expected pixels [-1, 1], got {batch.min():g} to {batch.max():g}; bring 0..255 there by x / 127.5 - 1"
+            )
+        out = []
+        for image in batch:  # one by one: the same picture whatever its place in the batch
+            pixels = image.detach().to("cpu", torch.float32).permute(1, 2, 0).numpy()
+            restored = restoration(self.model, self.compute, pixels, options).array()
+            out.append(torch.from_numpy(restored.transpose(2, 0, 1).copy()))
+        return torch.stack(out) if images.ndim == 4 else out[0]
+
+
+def _load(name: str | os.PathLike[str], base: str | None, backend: str) -> Restorable:
+    if backend not in ("auto", "torch", "onnx"):
+        raise ValueError(f"expected backend auto, torch or onnx, got {backend!r}; give one of them")
+    onnx = backend == "onnx" or (backend == "auto" and str(name).lower().endswith(".onnx"))
+    if onnx:
+        # onnxruntime is optional: only this backend needs it
+        from sr_models.export import load_onnx
+
+        model: Restorable = load_onnx(name)
+        return model
+    folder = fetch(name)
+    if store.read_about(folder)["kind"] == "t2i-student":
+        # diffusers is heavy and optional: only this family needs it
+        from sr_models.t2i.folder import load_student
+
+        return load_student(folder, base)
+    if base is not None:
+        raise ValueError(f"expected base=None for {str(name)!r}, which is not a student of a text-to-image model")
+    return store.load_model(folder)
+
+
+def _array_of(image: Image.Image) -> NDArray[Any]:
+    """(H, W, C) of uint8 or uint16."""
+    if image.mode.startswith("I;16"):
+        return np.asarray(image).astype(np.uint16)[..., None]
+    if image.mode in ("I", "F", "CMYK", "LAB"):
+        raise ValueError(
+            f"expected a picture of grey or RGB in 8 or 16 bits, got mode {image.mode!r}; convert it first, "
+            'such as by image.convert("RGB")'
+        )
+    if image.mode in ("1", "L") and "transparency" not in image.info:
+        return np.asarray(image.convert("L"))[..., None]
+    if image.mode in ("LA", "La"):
+        return np.asarray(image.convert("LA"))
+    clear = image.mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info
+    return np.asarray(image.convert("RGBA" if clear else "RGB"))

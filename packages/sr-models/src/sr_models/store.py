@@ -75,15 +75,11 @@ def save_model(
         autoencoder_from: name of a neighbouring folder to take the autoencoder from, instead of writing it again.
         about: provenance to keep in ``config.json`` (command, seed, data, licence, ...).
     """
-    networks: dict[str, nn.Module] = {UNET: model.unet}
+    tensors = {UNET: model.unet.state_dict()}
     if autoencoder_from is None:
-        networks[AUTOENCODER] = model.autoencoder
-    fields = {
-        "kind": model.kind,
-        "model": model.config.model_dump(mode="json"),
-        "autoencoder_from": autoencoder_from,
-    }
-    _write(folder, networks, fields, dtype, about)
+        tensors[AUTOENCODER] = model.autoencoder.state_dict()
+    fields = {"kind": model.kind, "model": model.config.model_dump(mode="json"), "autoencoder_from": autoencoder_from}
+    write_tensors(folder, tensors, fields, dtype, about)
 
 
 def save_autoencoder(
@@ -95,7 +91,7 @@ def save_autoencoder(
 ) -> None:
     """Write a folder that holds an autoencoder alone; arguments as :func:`save_model`."""
     fields = {"kind": "autoencoder", "autoencoder": autoencoder.config.model_dump(mode="json")}
-    _write(folder, {AUTOENCODER: autoencoder}, fields, dtype, about)
+    write_tensors(folder, {AUTOENCODER: autoencoder.state_dict()}, fields, dtype, about)
 
 
 def load_model(name: str | os.PathLike[str]) -> SRModel:
@@ -185,6 +181,62 @@ def write_folder(
         raise
 
 
+def write_tensors(
+    folder: Path,
+    networks: Mapping[str, Mapping[str, torch.Tensor]],
+    fields: Mapping[str, Any],
+    dtype: torch.dtype,
+    about: Mapping[str, Any] | None,
+) -> None:
+    """Write a model folder from the tensors of its networks, whole or not at all.
+
+    Args:
+        folder: a folder that does not exist yet.
+        networks: file name -> our tensors; written one network after the other.
+        fields: of ``config.json``: kind, and the sizes that go with it.
+        dtype: of the stored tensors.
+        about: provenance.
+
+    Raises:
+        FileExistsError: ``folder`` exists.
+    """
+
+    def fill(path: Path) -> None:
+        for name, tensors in networks.items():
+            plain = {key: value.detach().cpu().to(dtype).contiguous() for key, value in tensors.items()}
+            save_file(plain, path / name)
+
+    write_folder(folder, fill, fields, about)
+
+
+def add_about(folder: Path, **entries: Any) -> None:
+    """Add entries to the provenance in a folder's ``config.json``, or replace them; weights and sha256 stay."""
+    content = _read_config(folder)
+    content["about"] = {**content.get("about", {}), **entries}
+    partial = folder / f".{CONFIG}.tmp"
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(folder / CONFIG)
+
+
+def read_config(name: str | os.PathLike[str]) -> dict[str, Any]:
+    """Content of a model folder's ``config.json``: kind, sizes, sha256 and provenance.
+
+    Raises:
+        FileNotFoundError: no such model.
+        ValueError: not a ``config.json`` of ours.
+    """
+    return _read_config(find(name))
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether it holds a ``config.json`` of ours."""
+    try:
+        _read_config(folder)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
 def check_files(folder: Path) -> dict[str, Any]:
     """Compare every file that ``config.json`` names with its sha256; return the content of ``config.json``.
 
@@ -194,23 +246,8 @@ def check_files(folder: Path) -> dict[str, Any]:
     """
     content = _read_config(folder)
     for name in content["sha256"]:
-        _check_file(folder, name, content)
+        check_file(folder, name, content)
     return content
-
-
-def _write(
-    folder: Path,
-    networks: Mapping[str, nn.Module],
-    fields: Mapping[str, Any],
-    dtype: torch.dtype,
-    about: Mapping[str, Any] | None,
-) -> None:
-    def fill(path: Path) -> None:
-        for name, network in networks.items():
-            tensors = {key: value.detach().cpu().to(dtype).contiguous() for key, value in network.state_dict().items()}
-            save_file(tensors, path / name)
-
-    write_folder(folder, fill, fields, about)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -241,7 +278,7 @@ def _validate(kind: type[Config], content: Mapping[str, Any], key: str, folder: 
 
 
 def _load_tensors(network: nn.Module, folder: Path, name: str, content: Mapping[str, Any]) -> None:
-    path = _check_file(folder, name, content)
+    path = check_file(folder, name, content)
     try:
         tensors = load_file(path)
     except SafetensorError as error:
@@ -252,7 +289,8 @@ def _load_tensors(network: nn.Module, folder: Path, name: str, content: Mapping[
     network.load_state_dict({key: value.to(own[key].dtype) for key, value in tensors.items()})
 
 
-def _check_file(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
+def check_file(folder: Path, name: str, content: Mapping[str, Any]) -> Path:
+    """Compare one file with its sha256 in the content of ``config.json``; raises as :func:`check_files`."""
     path = folder / name
     if not path.is_file():
         raise FileNotFoundError(f"expected weights at {path}, got no such file; restore the folder")

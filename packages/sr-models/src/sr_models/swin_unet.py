@@ -357,7 +357,9 @@ class WindowAttention(nn.Module):
         if not shift:
             return bias
         batch, _, height, width = x.shape
-        mask = shift_mask(height, width, self.window, shift, self.mask_kind).to(x.device, x.dtype)
+        # While a graph is traced sizes are values of that graph, which must not stay in the cache.
+        make = shift_mask.__wrapped__ if torch.onnx.is_in_onnx_export() else shift_mask
+        mask = make(height, width, self.window, shift, self.mask_kind).to(x.device, x.dtype)
         return rearrange(bias + mask[:, None], "n h l m -> 1 n h l m").expand(batch, -1, -1, -1, -1).flatten(0, 1)
 
 

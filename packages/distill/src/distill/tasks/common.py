@@ -27,7 +27,7 @@ from distill.trainer import Player, Trainer
 from sr_data.datasets import make_generator
 from sr_models import SuperResolver, SwinUNet, VQAutoencoder
 from sr_models.geometry import upsample
-from sr_models.restorer import Restorable
+from sr_models.restorable import Restorable
 
 Network = TypeVar("Network", bound=nn.Module)
 Pass = TypeVar("Pass")
@@ -227,8 +227,8 @@ def latents_of(autoencoder: VQAutoencoder, lr: Tensor, hr: Tensor, scale: int) -
 
 
 def restore(model: Restorable, lr: Tensor, device: torch.device, steps: int | None = None) -> Tensor:
-    """Restore validation images; the noise is the same every time."""
-    return SuperResolver(model, device).restore(lr, torch.Generator().manual_seed(0), steps=steps)
+    """Restore validation images, pixels [-1, 1]; the noise is the same every time, and for every image."""
+    return SuperResolver(model, device).upscale(lr, seed=0, steps=steps)
 
 
 def compare(lr: Tensor, hr: Tensor, methods: Mapping[str, Tensor]) -> Evaluation:

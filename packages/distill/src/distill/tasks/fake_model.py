@@ -100,4 +100,4 @@ def fake_model_task(config: FakeModelRun, accelerator: Accelerator, model: SRMod
         make_player("fake", fake_networks, config, fake_loss, updates=config.fake_updates, ema=False),
         make_player("student", student.network, config, student_loss),
     ]
-    return student_task(config, accelerator, networks, players, perceptual)
+    return student_task(config, accelerator, networks, players, perceptual, timesteps)

@@ -82,10 +82,17 @@ def student_task(
     networks: Networks,
     players: list[Player],
     perceptual: Perceptual | None,
+    timesteps: tuple[int, ...] = (),
 ) -> Task:
-    """Put players, data and measurements together; the last player trains the student."""
+    """Put players, data and measurements together; the last player trains the student.
+
+    ``timesteps`` are the student's t_1 < ... < t_N = T; with more than one it can restore in N steps, too.
+    """
     model, device = networks.model, accelerator.device
-    student_config = model.config.model_copy(update={"unet": networks.student.network.config})
+    times = timesteps if len(timesteps) > 1 else None
+    student_config = model.config.model_copy(
+        update={"unet": networks.student.network.config, "student_timesteps": times}
+    )
 
     def current() -> SRModel:
         return SRModel("student", student_config, averaged(players[-1]), model.autoencoder)

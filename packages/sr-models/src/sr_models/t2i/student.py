@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_models.geometry import upsample
+from sr_models.restoration.tiles import MAPS_AT_ONCE
 from sr_models.t2i.base import Base
 from sr_models.t2i.lora import LoRA, add_lora, lora_parameters, osediff_unet, osediff_vae, tsd_student, tsd_vae
 from sr_models.t2i.prompts import Prompt
@@ -77,10 +78,25 @@ class T2IStudent:
             **{f"vae.{name}": parameter for name, parameter in vae.items()},
         }
 
-    def to(self, device: torch.device) -> None:
+    @property
+    def color(self) -> str:
+        """TSD-SR's program corrects colours by wavelets, OSEDiff's by mean and deviation."""
+        return "wavelet" if self.base.family == "sd3" else "adain"
+
+    @property
+    def bytes_per_pixel(self) -> int:
+        """Memory for one LR pixel: the decoder's last level."""
+        return MAPS_AT_ONCE * 4 * int(self.base.vae.config.block_out_channels[0]) * self.scale**2
+
+    @property
+    def tiled_networks(self) -> tuple[nn.Module, ...]:
+        """The VAE: the other network cuts its latents into tiles of its own."""
+        return (self.base.vae,)
+
+    def to(self, device: torch.device, memory_format: torch.memory_format = torch.preserve_format) -> None:
         """Move the networks and put them in eval mode."""
-        self.base.predictor.network.to(device).eval()
-        self.base.vae.to(device).eval()
+        for network in (self.base.predictor.network, self.base.vae):
+            nn.Module.to(nn.Module.to(network, device), memory_format=memory_format).eval()
 
     def __call__(self, pixels: Tensor, noise: Tensor, prompt: Prompt | None = None) -> Tensor:
         """Output of one step, differentiable in all trained tensors.

@@ -1,0 +1,1 @@
+"""``sr-distill upscale``: restore one photograph, or folders of them."""

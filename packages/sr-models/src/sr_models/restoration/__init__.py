@@ -1,0 +1,1 @@
+"""Parts of restoring one picture: noise, tiles, norms, colour, fidelity, rows of the output."""
