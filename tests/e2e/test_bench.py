@@ -43,7 +43,7 @@ def test_bicubic_is_measured_as_it_is_written(run: Any, tmp_path: Path) -> None:
     result = json.loads((out / "result.json").read_text())
     assert result["images"] == ["a.png", "a.png"]
     measured = result["methods"]["bicubic"]["per_image"]
-    assert set(measured) == {"PSNR-Y", "SSIM-Y", "GMSD", "NLPD", "PIQE"}
+    assert set(measured) == {"PSNR-Y", "SSIM-Y", "GMSD", "NLPD", "PIQE", "LR-RMSE"}
     assert all(len(values) == 2 and np.isfinite(values).all() for values in measured.values())
     written = sorted(path.relative_to(out / "bicubic").as_posix() for path in (out / "bicubic").rglob("*.png"))
     assert written == ["a.png", "deeper/a.png"]
@@ -52,10 +52,67 @@ def test_bicubic_is_measured_as_it_is_written(run: Any, tmp_path: Path) -> None:
         wanted = np.asarray(Image.fromarray(lr[name]).resize((64, 96), Image.Resampling.BICUBIC))
         assert np.array_equal(restored, wanted)
         assert value == pytest.approx(psnr_y(restored, hr[name]), abs=2e-3)
+        averaged = restored.reshape(24, 4, 16, 4, 3).mean((1, 3))
+        assert np.sqrt(np.square(averaged - lr[name]).mean()) in [pytest.approx(v) for v in measured["LR-RMSE"]]
     table = (out / "table.md").read_text()
-    assert table.splitlines()[0] == "| method | PSNR-Y ↑ | SSIM-Y ↑ | GMSD ↓ | NLPD ↓ | PIQE ↓ |"
+    assert table.splitlines()[0] == "| method | PSNR-Y ↑ | SSIM-Y ↑ | GMSD ↓ | NLPD ↓ | PIQE ↓ | LR-RMSE ↓ |"
     assert f"| bicubic | {np.mean(measured['PSNR-Y']):.4g} |" in table
     assert {"command", "seed", "device", "versions", "protocol"} <= set(result["provenance"])
+
+
+def test_a_model_with_options(run: Any, trained: Any, tmp_path: Path) -> None:
+    """Options after the name: another picture, nearer to the LR image, unknown ones are refused."""
+    pictures(tmp_path / "hr", ("a",), (64, 64), 0)
+    pictures(tmp_path / "lr", ("a",), (16, 16), 0)
+    folders = ["--lr", tmp_path / "lr", "--hr", tmp_path / "hr"]
+    near = f"{trained.student},fidelity=1,seed=2"
+    outcome = run(
+        "sr-bench", "quality", *folders, "--method", trained.student, "--method", near, "--out", tmp_path / "out"
+    )
+    assert outcome.code == 0, outcome.err
+    methods = json.loads((tmp_path / "out" / "result.json").read_text())["methods"]
+    plain, nearer = (methods[name]["per_image"]["LR-RMSE"][0] for name in (str(trained.student), near))
+    assert nearer < 0.6 * plain
+    for method, message in (
+        (f"{trained.student},fidelity=2", "expected fidelity from 0 to 1, got 2"),
+        (f"{trained.student},fidelity=x", "expected a number for fidelity, got 'x'"),
+        (f"{trained.student},magic=1", "expected options such as fidelity=0.5 of seed, steps, tile, color, fidelity"),
+        ("bicubic,seed=1", "expected no options for bicubic"),
+    ):
+        refused = run("sr-bench", "quality", *folders, "--method", method)
+        assert refused.code == 2
+        assert message in refused.err
+
+
+def test_tiles_are_compared_with_the_whole(run: Any, trained: Any, tmp_path: Path) -> None:
+    pictures(tmp_path / "images", ("a",), (40, 64), 0)
+    out = tmp_path / "tiles.json"
+    options = ["--images", tmp_path / "images", "--weights", trained.student, "--out", out]
+    outcome = run("sr-bench", "tiles", *options, "--tile", 32)
+    assert outcome.code == 0, outcome.err
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["tile"], row["norms"]) for row in rows] == [(32, "shared"), (32, "own")]
+    assert rows[0]["psnr"] != rows[1]["psnr"]
+    assert all(row["largest_within"] > 0 and row["largest_elsewhere"] > 0 for row in rows)
+    refused = run("sr-bench", "tiles", *options[:4], "--tile", 64)
+    assert refused.code == 2
+    assert "expected pictures larger than tiles of 64, got a.png of 64x40" in refused.err
+
+
+def test_seams_are_seen_where_they_are() -> None:
+    """A step at the border of a tile counts there, one elsewhere elsewhere."""
+    from sr_bench.tiles import seams_of
+
+    class Model:
+        scale, lr_multiple = 4, 8
+
+    flat = np.full((4 * 40, 4 * 64, 3), 100, np.uint8)
+    at_border, elsewhere = flat.copy(), flat.copy()
+    at_border[:, 4 * 20 :] += 8  # tiles of 32 overlap in columns 16 to 32
+    elsewhere[:, 4 * 8 :] += 8
+    seen, unseen = (seams_of(image, (40, 64), 32, Model()) for image in (at_border, elsewhere))  # type: ignore[arg-type]
+    assert (seen.largest_within, seen.largest_elsewhere) == (8, 0)
+    assert (unseen.largest_within, unseen.largest_elsewhere) == (0, 8)
 
 
 def test_bad_input_is_refused_in_one_line(run: Any, trained: Any, tmp_path: Path) -> None:

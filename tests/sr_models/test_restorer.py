@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sr_models import Options, SRModel, SuperResolver, store
-from sr_models.geometry import pad_to_multiple
+from sr_models.geometry import padded_part
 from sr_models.restoration.noise import NoiseField
 
 Build = Callable[..., SRModel]
@@ -372,19 +372,18 @@ def test_saved_model_restores_alike(student: SuperResolver, tmp_path: Path) -> N
     assert np.array_equal(loaded.upscale(picture(8, 8)), student.upscale(picture(8, 8)))
 
 
-@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 9), (9, 16), (8, 4)])
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (3, 9), (9, 16), (8, 4), (13, 21)])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_pad_to_multiple(height: int, width: int, dtype: type) -> None:
+def test_padded_part(height: int, width: int, dtype: type) -> None:
     image = np.arange(height * width).reshape(height, width, 1).astype(dtype)
-    padded = pad_to_multiple(image, 8)
     bottom, right = -height % 8, -width % 8
-    assert (padded.shape, padded.dtype) == ((height + bottom, width + right, 1), dtype)
-    rows, columns = list(range(height)), list(range(width))
-    if bottom < height and right < width:  # reflected without repeating the last
-        rows, columns = rows + rows[-2 : -2 - bottom : -1], columns + columns[-2 : -2 - right : -1]
-    else:
-        rows, columns = rows + rows[-1:] * bottom, columns + columns[-1:] * right
-    assert np.array_equal(padded, image[rows][:, columns])
+    mode = "reflect" if bottom < height and right < width else "edge"  # too small to reflect
+    padded = np.pad(image, ((0, bottom), (0, right), (0, 0)), mode=mode)
+    for rows in (slice(0, height + bottom), slice(height // 2, height + bottom), slice(0, height)):
+        for columns in (slice(0, width + right), slice(0, max(width - 1, 1)), slice(width // 2, width + right)):
+            part = padded_part(image, rows, columns, 8)
+            assert part.dtype == dtype
+            assert np.array_equal(part, padded[rows, columns])
 
 
 def test_shipped_student() -> None:

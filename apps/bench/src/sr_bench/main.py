@@ -28,7 +28,8 @@ def quality(
     method: Annotated[
         list[str] | None,
         typer.Option(
-            help="bicubic, autoencoder (HR through the latent and back), a shipped model or a model folder; repeatable"
+            help="bicubic, autoencoder (HR through the latent and back), a shipped model or a model folder; "
+            "a model with options: tiny-student,fidelity=0.5 (seed, steps, tile, color, fidelity); repeatable"
         ),
     ] = None,
     out: Annotated[
@@ -38,7 +39,7 @@ def quality(
     limit: Annotated[int | None, typer.Option(min=1, help="measure the first N photographs only")] = None,
     device: Annotated[str, typer.Option(help="torch device")] = "cpu",
 ) -> None:
-    """Restore a folder with several methods and measure PSNR-Y, SSIM-Y, GMSD, NLPD and PIQE.
+    """Restore a folder with several methods and measure PSNR-Y, SSIM-Y, GMSD, NLPD, PIQE and LR-consistency.
 
     Full-reference metrics compare with the HR photograph, without cropping a border; PIQE looks at the result alone.
     Pictures are rounded to 8 bit first. All metrics are pyiqa's and need no weights.
@@ -109,6 +110,30 @@ def inference(
         device=device,
         dtype=dtype,
         compiled=compiled,
+        out=out,
+        command=shlex.join(["sr-bench", *(part for part in sys.argv[1:] if part not in ("--out", str(out)))]),
+    )
+
+
+@app.command()
+def tiles(
+    images: Annotated[Path, typer.Option(help="folder of pictures, taken as LR, larger than the tiles")],
+    weights: Annotated[str, typer.Option(help="a shipped model or a model folder")] = "tiny-student",
+    tile: Annotated[list[int] | None, typer.Option(help="side of the tiles in LR pixels; repeatable")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="take the first N pictures only")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
+) -> None:
+    """Compare pictures restored in tiles with the same in one piece; look for jumps where tiles meet.
+
+    Once as they are restored, with norms that all tiles share, and once with norms of their own.
+    """
+    from sr_bench.tiles import measure_tiles
+
+    measure_tiles(
+        images,
+        weights,
+        tile or [128, 192, 256],
+        limit=limit,
         out=out,
         command=shlex.join(["sr-bench", *(part for part in sys.argv[1:] if part not in ("--out", str(out)))]),
     )

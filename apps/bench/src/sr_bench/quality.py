@@ -21,13 +21,22 @@ from rich.progress import track
 from rich.table import Table
 
 from sr_data.images import list_images, read_image, to_tensor, to_uint8, write_image
-from sr_models import SuperResolver
+from sr_models import Options, SuperResolver
 from sr_models.store import load_autoencoder
 
 DEFAULT_METHODS = ("bicubic", "autoencoder", "tiny-teacher", "tiny-student")
 SHIPPED_AUTOENCODER = "tiny-autoencoder"
 
 Pixels = NDArray[np.uint8]
+
+OPTIONS: dict[str, Callable[[str], Any]] = {
+    "seed": int,
+    "steps": int,
+    "tile": int,
+    "color": str,
+    "fidelity": float,
+}
+"""What may follow a model's name, and how its value is read."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,11 @@ METRICS = (
     Metric("NLPD", "nlpd", {}, False),
     Metric("PIQE", "piqe", {}, False),
 )
+
+
+LR_RMSE = Metric("LR-RMSE", "", {}, False)
+"""LR-consistency: RMSE between the LR image and the restored one averaged over scale x scale, in levels of 8 bits."""
+COLUMNS = (*METRICS, LR_RMSE)
 
 
 def measure_folder(
@@ -78,7 +92,7 @@ def measure_folder(
     console = Console()
     result: dict[str, Any] = {"images": [lr.name for lr, _ in pairs], "methods": {}}
     for name, restore in restorers.items():
-        values: dict[str, list[float]] = {metric.title: [] for metric in METRICS}
+        values: dict[str, list[float]] = {metric.title: [] for metric in COLUMNS}
         seconds = 0.0
         for lr_path, hr_path in track(pairs, description=name, console=console):
             lr, hr = read_image(lr_path), read_image(hr_path)
@@ -87,6 +101,7 @@ def measure_folder(
             seconds += time.perf_counter() - begin
             for metric in METRICS:
                 values[metric.title].append(score(measures[metric.title], restored, hr))
+            values[LR_RMSE.title].append(lr_rmse(restored, lr))
             if out is not None:
                 write_image(out / folder_name(name) / lr_path.relative_to(lr_folder).with_suffix(".png"), restored)
         result["methods"][name] = {"seconds_per_image": seconds / len(pairs), "per_image": values}
@@ -136,15 +151,20 @@ def check_device(name: str) -> None:
         raise ValueError(f"expected a torch device such as cpu or cuda, got {name!r}: {error}") from error
 
 
-def restorer(name: str, seed: int, device: str, steps: int | None = None) -> Callable[[Pixels, Pixels], Pixels]:
+def restorer(method: str, seed: int, device: str, steps: int | None = None) -> Callable[[Pixels, Pixels], Pixels]:
     """A function from (LR, HR) to the restored picture; only ``autoencoder`` looks at HR.
 
     Args:
-        name: bicubic, autoencoder, a shipped model or a model folder.
+        method: bicubic, autoencoder, a shipped model or a model folder; a model with options of
+            :class:`sr_models.Options` after commas, such as ``tiny-student,fidelity=0.5,color=wavelet``.
         seed: of a model's noise.
         device: of a model.
         steps: of a model; None: what is usual for it.
     """
+    name, *assignments = method.split(",")
+    options = _options(method, assignments)
+    if assignments and name in ("bicubic", "autoencoder"):
+        raise ValueError(f"expected no options for {name}, got {method!r}; they are for models")
     if name == "bicubic":
         return lambda lr, hr: np.asarray(
             Image.fromarray(lr).resize((hr.shape[1], hr.shape[0]), Image.Resampling.BICUBIC)
@@ -157,7 +177,7 @@ def restorer(name: str, seed: int, device: str, steps: int | None = None) -> Cal
             return to_uint8(autoencoder.decode(autoencoder.encode(to_tensor(hr)[None].to(device)))[0].cpu())
 
         return reconstruct
-    resolver = SuperResolver.from_pretrained(name, device)
+    resolver = SuperResolver.from_pretrained(name, device, "fp32")
 
     def restore(lr: Pixels, hr: Pixels) -> Pixels:
         expected = (lr.shape[0] * resolver.scale, lr.shape[1] * resolver.scale)
@@ -165,10 +185,35 @@ def restorer(name: str, seed: int, device: str, steps: int | None = None) -> Cal
             raise ValueError(
                 f"expected HR of {expected[1]}x{expected[0]} (x{resolver.scale}), got {hr.shape[1]}x{hr.shape[0]}"
             )
-        restored: Pixels = resolver.upscale(lr, seed=seed, steps=steps)
+        restored: Pixels = resolver.upscale(lr, **{"seed": seed, "steps": steps, **options})
         return restored
 
     return restore
+
+
+def _options(method: str, assignments: Sequence[str]) -> dict[str, Any]:
+    """``["fidelity=0.5", "color=wavelet"]`` as keyword arguments; checked by making the options of them."""
+    options: dict[str, Any] = {}
+    for assignment in assignments:
+        key, equals, value = assignment.partition("=")
+        if not equals or key not in OPTIONS:
+            raise ValueError(
+                f"expected options such as fidelity=0.5 of {', '.join(OPTIONS)}, got {method!r}; change it"
+            )
+        try:
+            options[key] = OPTIONS[key](value)
+        except ValueError as error:
+            raise ValueError(f"expected a number for {key}, got {value!r} in {method!r}; give one") from error
+    Options(**options)
+    return options
+
+
+def lr_rmse(restored: Pixels, lr: Pixels) -> float:
+    """RMSE between the LR image and a restored one averaged down to it, in levels of 8 bits."""
+    height, width = lr.shape[:2]
+    down, across = restored.shape[0] // height, restored.shape[1] // width
+    averaged = restored.reshape(height, down, width, across, 3).mean((1, 3))
+    return float(np.sqrt(np.square(averaged - lr).mean()))
 
 
 def score(metric: Any, restored: Pixels, hr: Pixels) -> float:
@@ -196,12 +241,12 @@ def provenance(command: str, seed: int, device: str) -> dict[str, Any]:
 def means(result: Mapping[str, Any], method: str) -> list[float]:
     """Mean of every metric over the images."""
     values = result["methods"][method]["per_image"]
-    return [float(np.mean(values[metric.title])) for metric in METRICS]
+    return [float(np.mean(values[metric.title])) for metric in COLUMNS]
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """The table of means as Markdown."""
-    titles = [f"{metric.title} {'↑' if metric.higher_is_better else '↓'}" for metric in METRICS]
+    titles = [f"{metric.title} {'↑' if metric.higher_is_better else '↓'}" for metric in COLUMNS]
     lines = ["| " + " | ".join(["method", *titles]) + " |", "| --- |" + " ---: |" * len(titles)]
     for method in result["methods"]:
         lines.append("| " + " | ".join([method, *(f"{value:.4g}" for value in means(result, method))]) + " |")
@@ -209,7 +254,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 
 def _table(result: Mapping[str, Any]) -> Table:
-    table = Table(f"{len(result['images'])} images", *(metric.title for metric in METRICS), "s/image")
+    table = Table(f"{len(result['images'])} images", *(metric.title for metric in COLUMNS), "s/image")
     for method, content in result["methods"].items():
         table.add_row(
             method,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,14 +20,29 @@ def upsample(lr: Tensor, scale: int) -> Tensor:
     return F.interpolate(lr, scale_factor=float(scale), mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
-def pad_to_multiple(image: NDArray[Any], multiple: int) -> NDArray[Any]:
-    """Pad (H, W, C) right and bottom by reflection, or by its last pixels where it is too small to reflect."""
+def padded_part(image: NDArray[Any], rows: slice, columns: slice, multiple: int) -> NDArray[Any]:
+    """Cut a part from an image that is padded right and bottom to whole multiples, without padding all of it.
+
+    It is padded by reflection, or by its last pixels where it is too small to reflect.
+
+    Args:
+        image: (H, W, C).
+        rows: of the padded image.
+        columns: of the padded image.
+        multiple: that height and width are padded to.
+    """
     height, width = image.shape[:2]
-    bottom, right = -height % multiple, -width % multiple
-    if not (bottom or right):
-        return image
-    mode: Literal["reflect", "edge"] = "reflect" if bottom < height and right < width else "edge"
-    return np.pad(image, ((0, bottom), (0, right), (0, 0)), mode=mode)
+    if rows.stop <= height and columns.stop <= width:
+        return image[rows, columns]
+    mirror = -height % multiple < height and -width % multiple < width
+    down, across = _inside(rows, height, mirror), _inside(columns, width, mirror)
+    return image[down[:, None], across]
+
+
+def _inside(span: slice, length: int, mirror: bool) -> NDArray[np.int64]:
+    """Which position of the image stands for each of a span that may go beyond its end."""
+    place = np.arange(span.start, span.stop)
+    return np.where(place < length, place, 2 * (length - 1) - place if mirror else length - 1)
 
 
 def round_up(value: int, multiple: int) -> int:

@@ -66,20 +66,21 @@ class SharedNorms:
         known.mean, known.square = known.mean + weight * mean, known.square + weight * square
         known.weight += weight
         # What is known by now, not this pass's alone: the layers that follow see what they will see in the end.
-        return self._use(key, norm, x)
+        return self._use(key, norm, x, wide)
 
-    def _use(self, key: tuple[int, int], norm: nn.GroupNorm, x: Tensor) -> Tensor:
+    def _use(self, key: tuple[int, int], norm: nn.GroupNorm, x: Tensor, wide: Tensor | None = None) -> Tensor:
         moments = self._moments[key]
         mean = moments.mean / moments.weight
-        return _normalise(norm, x, mean, (moments.square / moments.weight - mean.square()).clamp(min=0))
+        variance = (moments.square / moments.weight - mean.square()).clamp(min=0)
+        return _normalise(norm, x, _wide(x) if wide is None else wide, mean, variance)
 
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _normalise(norm: nn.GroupNorm, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """Normalise (B, C, ...) by statistics per group, in one multiplication and one addition."""
+def _normalise(norm: nn.GroupNorm, x: Tensor, wide: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """Normalise (B, C, ...), also given in float32, by statistics per group, in a multiplication and an addition."""
     each = norm.num_channels // norm.num_groups
     slope = (variance + norm.eps).rsqrt().repeat_interleave(each)
     offset = -mean.repeat_interleave(each) * slope
@@ -87,7 +88,9 @@ def _normalise(norm: nn.GroupNorm, x: Tensor, mean: Tensor, variance: Tensor) ->
         weight = norm.weight.to(slope.dtype)
         slope, offset = slope * weight, offset * weight + norm.bias.to(slope.dtype)
     shape = (1, -1, *(1,) * (x.ndim - 2))
-    return torch.addcmul(offset.view(shape), _wide(x), slope.view(shape)).to(x.dtype)
+    if wide is not x:  # a copy of our own: no need for another one
+        return wide.mul_(slope.view(shape)).add_(offset.view(shape)).to(x.dtype)
+    return torch.addcmul(offset.view(shape), x, slope.view(shape))
 
 
 _Compute = Callable[[tuple[int, int], nn.GroupNorm, Tensor], Tensor]

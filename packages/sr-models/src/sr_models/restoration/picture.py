@@ -12,18 +12,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sr_models.compute.paths import NAMES, Compute
-from sr_models.geometry import pad_to_multiple, round_up, scaled, tile_ramps
+from sr_models.geometry import padded_part, round_up, scaled, tile_ramps
 from sr_models.options import Options, Report
 from sr_models.restorable import Restorable
 from sr_models.restoration import rows as row
 from sr_models.restoration import tiles
 from sr_models.restoration.engine import Engine
 from sr_models.restoration.fidelity import downscale
+from sr_models.restoration.memory import give_back
 
 Progress = Callable[[int, int], None]
 """Is told how many tiles are done, and of how many."""
-BAND = 256
-"""Rows that are turned into whole numbers at once."""
+BAND = 64
+"""Rows, about, that are turned into whole numbers at once."""
 
 
 class Restoration(Iterator[NDArray[Any]]):
@@ -130,11 +131,10 @@ def _native_rows(
 ) -> Iterator[Tensor]:
     """Yield rows of the padded picture at the model's enlargement, (3, n, W * scale), that no later tile changes."""
     multiple, scale = model.lr_multiple, model.scale
-    padded = pad_to_multiple(color, multiple)
-    height, width = padded.shape[:2]
+    height, width = (round_up(edge, multiple) for edge in color.shape[:2])
 
     def source(rows: slice, columns: slice) -> Tensor:
-        part = padded[rows, columns]
+        part = padded_part(color, rows, columns, multiple)
         floats = part if part.dtype == np.float32 else row.to_float(part)
         return torch.from_numpy(np.ascontiguousarray(floats.transpose(2, 0, 1)))[None]
 
@@ -144,23 +144,27 @@ def _native_rows(
     report.tiles = len(down) * len(across)
     if report.tiles > 1:
         engine.measure_norms(report.tile)
-    done = 0
-    open_rows = torch.zeros(3, 0, width * scale)  # restored in part: the next row of tiles overlaps them
+        give_back()
+    done, carried = 0, 0
+    # One buffer for all rows of tiles: the rows that the next one overlaps move to its top.
+    band = torch.zeros(3, max(rows.stop - rows.start for rows in down) * scale, width * scale)
     for index, rows in enumerate(down):
-        band = torch.zeros(3, (rows.stop - rows.start) * scale, width * scale)
-        band[:, : open_rows.shape[1]] = open_rows
+        band[:, carried:] = 0
         for first in range(0, len(across), options.batch):
             group = range(first, min(first + options.batch, len(across)))
             restored = engine.restore([(rows, across[place]) for place in group])
             for place, part in zip(group, restored, strict=True):
-                band[..., scaled(across[place], scale)] += part * (down_ramps[index][:, None] * across_ramps[place])
+                where = (slice(None), slice(0, part.shape[1]), scaled(across[place], scale))
+                band[where] += part * (down_ramps[index][:, None] * across_ramps[place])
             done += len(group)
             if progress:
                 progress(done, report.tiles)
         end = down[index + 1].start if index + 1 < len(down) else height
-        finished = (end - rows.start) * scale
+        finished, restored_rows = (end - rows.start) * scale, (rows.stop - rows.start) * scale
         yield band[:, :finished]
-        open_rows = band[:, finished:].clone()
+        carried = restored_rows - finished
+        band[:, :carried] = band[:, finished:restored_rows].clone()
+        give_back()
 
 
 class _Finish:
@@ -185,10 +189,11 @@ class _Finish:
         height, width = (edge * self._scale for edge in self.color.shape[:2])
         resampler = row.RowResampler((height, width), self._target)
         squares, taken, out = 0.0, 0, 0
+        at_once = self._scale * max(BAND // self._scale, 1)
         for padded in native:
             part = padded[:, : height - taken, :width]
-            squares += self._squares(part, taken)
-            for strip in torch.split(part, BAND, dim=1):
+            for strip in torch.split(part, at_once, dim=1):
+                squares += self._squares(strip, taken)
                 taken += strip.shape[1]
                 finished = resampler.push(np.ascontiguousarray(strip.numpy().transpose(1, 2, 0)))
                 if finished is not None:

@@ -20,14 +20,15 @@ SUPPORT = 2.0
 
 def to_float(levels: Levels) -> Floats:
     """uint8 or uint16 levels to pixels [-1, 1]."""
-    floats: Floats = levels.astype(np.float32) / np.float32(np.iinfo(levels.dtype).max / 2) - 1
-    return floats
+    half = np.float32(np.iinfo(levels.dtype).max / 2)
+    return np.asarray(levels.astype(np.float32) / half - 1, np.float32)
 
 
 def to_levels(pixels: Floats, dtype: np.dtype[Any]) -> Levels:
     """Pixels [-1, 1] to the levels of ``dtype``, rounded to nearest; values outside are clamped."""
     top = np.float32(np.iinfo(dtype).max)
-    return np.clip(np.rint((pixels + 1) * (top / 2)), 0, top).astype(dtype)
+    levels: Levels = np.clip(np.rint((pixels + 1) * (top / 2)), 0, top).astype(dtype)
+    return levels
 
 
 def resample(image: Floats, size: tuple[int, int], rows: tuple[float, float] | None = None) -> Floats:
