@@ -80,12 +80,15 @@ def test_other_errors_are_not_taken_for_it() -> None:
         SuperResolver(Limited(most=1, error=RuntimeError("mat1 and mat2 shapes"))).upscale(picture(16, 16))
 
 
-@pytest.mark.parametrize(("tile", "asked"), [(96, "tiles of 96 LR pixels"), (0, r"tile=0 \(no tiles\)")])
-def test_tiles_that_were_asked_for_are_not_replaced(tile: int, asked: str) -> None:
+@pytest.mark.parametrize(
+    ("tile", "asked", "hint"), [(96, "tiles of 96 LR pixels", 48), (0, r"tile=0 \(no tiles\)", 80)]
+)
+def test_tiles_that_were_asked_for_are_not_replaced(tile: int, asked: str, hint: int) -> None:
     model = Limited(most=64 * 64)
     model.tiled_networks = ()
     with pytest.raises(
-        ValueError, match=rf"out of memory on cpu with {asked} \(CUDA out of memory.*give smaller tiles"
+        ValueError,
+        match=rf"out of memory on cpu with {asked} \(CUDA out of memory.*give smaller ones, such as tile={hint}, or",
     ):
         SuperResolver(model).upscale(picture(160, 160), tile=tile)
     assert model.sides == []
@@ -101,7 +104,7 @@ def test_fewer_tiles_at_once_before_smaller_ones() -> None:
 
 def test_no_memory_for_the_smallest_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     model = Limited(most=10)
-    with pytest.raises(ValueError, match=r"out of memory on cpu with tiles of 32 LR pixels .*; free some"):
+    with pytest.raises(ValueError, match=r"out of memory on cpu with tiles of 32 LR pixels .*; free memory"):
         SuperResolver(model).upscale(picture(160, 160))
 
 
@@ -146,6 +149,22 @@ def test_not_finite_is_computed_again_in_fp32_and_said() -> None:
     fine = SuperResolver(Fragile(), BF16).stream(255 - lr)
     fine.array()
     assert fine.report.notes == []
+
+
+def test_norms_that_are_not_finite_are_measured_again_in_fp32() -> None:
+    """Otherwise the tiles that are computed again in fp32 would be normalised by the numbers that are not finite."""
+
+    class Overflowing(Limited):
+        def restore(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
+            return super().restore(lr * (float("inf") if torch.is_autocast_enabled("cpu") else 1.0), noise, steps)
+
+    lr = picture(64, 96)
+    stream = SuperResolver(Overflowing(), BF16).stream(lr, Options(tile=48))
+    assert np.array_equal(stream.array(), SuperResolver(Limited()).upscale(lr, tile=48))
+    assert stream.report.notes == [
+        "not finite in bf16: norms measured again in fp32",
+        "not finite in bf16: computed again in fp32",
+    ]
 
 
 def test_never_finite_is_an_error() -> None:

@@ -16,7 +16,7 @@ def test_names_and_folders_come_first(tmp_path: Path, monkeypatch: pytest.Monkey
     shutil.copytree(store.shipped()["tiny-autoencoder"], tmp_path / "a" / "b")
     monkeypatch.chdir(tmp_path)
     assert hub.fetch("a/b") == Path("a/b")
-    for name in ("nothing", "a/b/c", tmp_path / "x" / "y", "../a"):
+    for name in ("nothing", "a/b/c", tmp_path / "x" / "y", "../a", "a/typo"):
         with pytest.raises(FileNotFoundError, match="expected a model folder"):
             hub.fetch(name)
 

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from sr_models import SRModel, reference, store
-from sr_models.presets import x4
 
 PACKAGE = Path("packages/sr-models")
 
@@ -45,17 +44,14 @@ def test_convert(examples: list[str], build_model: Callable[..., SRModel], kind:
     """With our smaller networks under the published names."""
     names = run(examples[2])
     assert len(examples) == 3
-    assert reference.swin_unet_config(names["UNET"]) == x4().unet
-    assert reference.autoencoder_config(names["AUTOENCODER"]) == x4().autoencoder
-
-    names["UNET"] |= {"image_size": 8, "model_channels": 32, "channel_mult": [1], "num_res_blocks": [1]}
-    names["UNET"] |= {"attention_resolutions": [8], "swin_embed_dim": 32}
-    names["AUTOENCODER"] |= {"n_embed": 8}
-    names["AUTOENCODER"]["ddconfig"] |= {"ch": 32, "num_res_blocks": 1}
+    sizes = {"image_size": 64, "in_channels": 6, "out_channels": 3, "model_channels": 32, "channel_mult": [1]}
+    sizes |= {"num_res_blocks": [1], "attention_resolutions": [64], "swin_embed_dim": 32, "swin_depth": 2}
+    sizes |= {"num_head_channels": 32, "window_size": 8, "mlp_ratio": 4}
+    levels = {"in_channels": 3, "z_channels": 3, "ch": 32, "ch_mult": [1, 2, 4], "num_res_blocks": 2}
     noise_channels = int(kind == "student")
-    unet_config = reference.swin_unet_config(names["UNET"], noise_channels=noise_channels)
+    unet_config = reference.swin_unet_config(sizes, noise_channels=noise_channels)
     unet = store.SwinUNet(unet_config)
-    autoencoder = store.VQAutoencoder(reference.autoencoder_config(names["AUTOENCODER"]))
+    autoencoder = store.VQAutoencoder(reference.autoencoder_config({"ddconfig": levels, "n_embed": 8, "embed_dim": 3}))
     theirs = {theirs: unet.state_dict()[ours] for ours, theirs in reference.swin_unet_names(unet_config)}
     if noise_channels:
         stem = "input_blocks.0.0.weight"

@@ -103,6 +103,9 @@ def test_pil_modes(student: SuperResolver) -> None:
         assert (sr.mode, sr.size) == (mode, (36, 24))
         array = np.asarray(shown if mode == "I;16" else shown.convert(mode))
         assert np.array_equal(np.asarray(sr), student.upscale(array))
+    see_through = image.convert("L")
+    see_through.info["transparency"] = 40
+    assert student.upscale(see_through).mode == "LA"
     for mode in ("I", "F", "CMYK", "LAB"):
         with pytest.raises(ValueError, match=f"expected a picture of grey or RGB in 8 or 16 bits, got mode {mode!r}"):
             student.upscale(Image.new(mode, (4, 4)))
@@ -114,11 +117,12 @@ def test_pil_orientation_and_profile(student: SuperResolver) -> None:
     exif = image.getexif()
     exif[0x0112], exif[0x010E] = 6, "a description"
     file = io.BytesIO()
-    image.save(file, "PNG", exif=exif, icc_profile=b"profile", dpi=(300, 300))
+    image.save(file, "PNG", exif=exif, icc_profile=b"profile", dpi=(300, 150))
     sr = student.upscale(Image.open(file))
     assert sr.size == (24, 36)
     assert np.array_equal(np.asarray(sr), student.upscale(np.rot90(np.asarray(image), -1)))
     assert sr.info["icc_profile"] == b"profile"
+    assert sr.info["dpi"] == pytest.approx((150, 300), abs=0.1)
     kept = Image.Exif()
     kept.load(sr.info["exif"])
     assert (kept.get(0x0112, 1), kept[0x010E]) == (1, "a description")
@@ -166,6 +170,12 @@ def test_other_arrays_are_refused(student: SuperResolver, image: Any) -> None:
         student.upscale(image)
 
 
+@pytest.mark.parametrize("image", ["photo.jpg", [[1, 2], [3, 4]], None])
+def test_other_things_are_refused(student: SuperResolver, image: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected a PIL image, an array or a tensor, got .*; open files by"):
+        student.upscale(image)
+
+
 def test_empty_pictures_are_refused(student: SuperResolver) -> None:
     with pytest.raises(ValueError, match=r"expected a picture of at least 1x1, got 0x8"):
         student.upscale(np.zeros((8, 0, 3), np.uint8))
@@ -191,6 +201,8 @@ def test_tensors(student: SuperResolver) -> None:
     assert torch.equal(batch[2], sr)
     with pytest.raises(ValueError, match=r"expected pixels \[-1, 1\], got .* bring 0..255 there by"):
         student.upscale(lr * 100 + 100)
+    with pytest.raises(ValueError, match=r"expected finite pixels, got NaN or infinity in the tensor"):
+        student.upscale(lr * torch.nan)
     with pytest.raises(ValueError, match=r"floating point, got .* of torch.uint8"):
         student.upscale(torch.zeros(3, 4, 4, dtype=torch.uint8))
 
@@ -233,6 +245,11 @@ def test_other_sizes_are_the_models_own_resampled(student: SuperResolver) -> Non
         ({"color": "sepia"}, "expected color none, adain, wavelet, lab, got 'sepia'"),
         ({"fidelity": 1.5}, "expected fidelity from 0 to 1, got 1.5"),
         ({"batch": 0}, "expected a batch of at least 1, got 0"),
+        ({"seed": 1.5}, "expected a whole number for seed, got 1.5"),
+        ({"tile": "64"}, "expected a whole number for tile, got '64'"),
+        ({"scale": "2"}, "expected a number for scale, got '2'"),
+        ({"size": (100,)}, "expected a size of two whole numbers, got (100,)"),
+        ({"size": (100, 50.5)}, "expected a size of two whole numbers, got (100, 50.5)"),
     ],
 )
 def test_options_that_cannot_be(student: SuperResolver, options: dict[str, Any], message: str) -> None:

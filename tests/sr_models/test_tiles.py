@@ -196,6 +196,23 @@ def _raise() -> None:
     raise RuntimeError("interrupted")
 
 
+def test_thin_pictures_count_with_their_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiles, "BUDGET", {"cpu": 80 * 80 * Local.bytes_per_pixel})
+    model = Local(multiple=64)
+    SuperResolver(model).upscale(picture(1, 2000))
+    assert max(height * width for _, _, height, width in model.sizes) <= 128 * 64
+
+
+def test_adain_takes_the_colours_of_the_whole_picture() -> None:
+    """A dark half and a light half keep their places, in tiles as in one piece."""
+    lr = picture(48, 200) // 4
+    lr[:, 100:] += 150
+    model = Local()
+    whole, tiled = (SuperResolver(model).upscale(lr, color="adain", tile=tile).astype(int) for tile in (0, 48))
+    assert np.abs(whole - tiled).mean() < 3
+    assert np.abs(tiled.mean((0, 1)) - lr.mean((0, 1))).max() < 3
+
+
 @pytest.mark.parametrize(
     ("height", "width", "tile"), [(512, 512, 256), (3008, 4000, 256), (64, 2000, 128), (96, 96, 48)]
 )

@@ -27,9 +27,9 @@ def fetch(name: str | os.PathLike[str], *, local_files_only: bool = False) -> Pa
     try:
         return store.find(name)
     except FileNotFoundError as missing:
-        if not isinstance(name, str) or not NAME.fullmatch(name) or Path(name).exists():
+        if not isinstance(name, str) or not NAME.fullmatch(name) or Path(name).exists() or Path(name).parent.is_dir():
             raise
-        not_here = missing
+        not_here = missing  # a path in a folder that is here is a slip of the pen, not a name on the hub
     try:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError

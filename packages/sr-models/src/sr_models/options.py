@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Integral, Real
+from typing import TypedDict
 
 COLORS = ("none", "adain", "wavelet", "lab")
 """Colour corrections (see :mod:`sr_models.restoration.color`)."""
@@ -39,6 +41,20 @@ class Options:
     batch: int = 1
 
     def __post_init__(self) -> None:
+        for name in ("seed", "steps", "tile", "batch"):
+            value = getattr(self, name)
+            if not (isinstance(value, Integral) or (value is None and name in ("steps", "tile"))):
+                raise ValueError(f"expected a whole number for {name}, got {value!r}; give an int")
+        for name in ("scale", "fidelity"):
+            value = getattr(self, name)
+            if not (isinstance(value, Real) or (value is None and name == "scale")):
+                raise ValueError(f"expected a number for {name}, got {value!r}; give an int or a float")
+        if self.size is not None and not (
+            isinstance(self.size, tuple | list)
+            and len(self.size) == 2
+            and all(isinstance(edge, int) for edge in self.size)
+        ):
+            raise ValueError(f"expected a size of two whole numbers, got {self.size!r}; give (width, height)")
         if self.scale is not None and self.size is not None:
             raise ValueError(f"expected scale or size, got scale={self.scale:g} and size={self.size}; give one of them")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
@@ -64,6 +80,19 @@ class Options:
             return self.size[1], self.size[0]
         factor = scale if self.scale is None else self.scale
         return max(round(height * factor), 1), max(round(width * factor), 1)
+
+
+class OptionValues(TypedDict, total=False):
+    """The fields of :class:`Options` as keyword arguments."""
+
+    scale: float | None
+    size: tuple[int, int] | None
+    seed: int
+    steps: int | None
+    tile: int | None
+    color: str | None
+    fidelity: float
+    batch: int
 
 
 @dataclass

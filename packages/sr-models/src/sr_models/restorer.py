@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Self, TypeVar, overload
+from typing import Any, Self, TypeVar, Unpack, overload
 
 import numpy as np
 import torch
@@ -15,13 +15,15 @@ from sr_models import compute as computing
 from sr_models import store
 from sr_models.compute import Compute
 from sr_models.hub import fetch
-from sr_models.options import Options
+from sr_models.options import Options, OptionValues
 from sr_models.restorable import Restorable
 from sr_models.restoration.picture import Progress, Restoration, restoration
 
 Levels = TypeVar("Levels", np.uint8, np.uint16)
 KEPT = ("icc_profile", "exif", "xmp", "dpi")
 """What of a PIL image's ``info`` goes with the result."""
+ORIENTATION, TURNED = 0x0112, 5
+"""EXIF's tag, and the first of its values that turn a picture by a quarter."""
 
 
 class SuperResolver:
@@ -88,12 +90,12 @@ class SuperResolver:
         return self.model.lr_multiple
 
     @overload
-    def upscale(self, image: Image.Image, **options: Any) -> Image.Image: ...
+    def upscale(self, image: Image.Image, **options: Unpack[OptionValues]) -> Image.Image: ...
     @overload
-    def upscale(self, image: NDArray[Levels], **options: Any) -> NDArray[Levels]: ...
+    def upscale(self, image: NDArray[Levels], **options: Unpack[OptionValues]) -> NDArray[Levels]: ...
     @overload
-    def upscale(self, image: Tensor, **options: Any) -> Tensor: ...
-    def upscale(self, image: Any, **options: Any) -> Any:
+    def upscale(self, image: Tensor, **options: Unpack[OptionValues]) -> Tensor: ...
+    def upscale(self, image: Any, **options: Unpack[OptionValues]) -> Any:
         """Restore one picture, or a batch of tensors.
 
         Args:
@@ -103,7 +105,8 @@ class SuperResolver:
             options: of :class:`sr_models.Options`: scale, size, seed, steps, tile, color, fidelity, batch.
 
         Returns:
-            The same kind of picture, enlarged; a tensor comes back on the CPU, in float32.
+            The same kind of picture, enlarged; a tensor comes back on the CPU, in float32. A PIL image has profile,
+            EXIF, XMP and DPI in its ``info``; they are written only if they are handed to ``save``.
 
         Raises:
             ValueError: a picture of another kind, an option that cannot be, no memory for the tiles asked for.
@@ -113,6 +116,10 @@ class SuperResolver:
             return self._upscale_pil(image, chosen)
         if isinstance(image, Tensor):
             return self._upscale_tensor(image, chosen)
+        if not isinstance(image, np.ndarray):
+            raise ValueError(
+                f"expected a PIL image, an array or a tensor, got {type(image).__name__}; open files by PIL.Image.open"
+            )
         if image.ndim == 2:
             return self.stream(image[..., None], chosen).array()[..., 0]
         return self.stream(image, chosen).array()
@@ -143,10 +150,10 @@ class SuperResolver:
         return restoration(self.model, self.compute, pixels, options or Options(), progress)
 
     def _upscale_pil(self, image: Image.Image, options: Options) -> Image.Image:
-        kept = {key: value for key, value in image.info.items() if key in KEPT}
-        upright = ImageOps.exif_transpose(image)
-        if "exif" in upright.info:
-            kept["exif"] = upright.info["exif"]
+        upright = ImageOps.exif_transpose(image)  # which sets the orientation right in EXIF and XMP, too
+        kept = {key: value for key, value in upright.info.items() if key in KEPT}
+        if "dpi" in kept and image.getexif().get(ORIENTATION, 1) >= TURNED:
+            kept["dpi"] = tuple(reversed(kept["dpi"]))
         array = _array_of(upright)
         restored = self.stream(array, options).array()
         out = Image.fromarray(restored[..., 0] if restored.shape[2] == 1 else restored)
@@ -160,6 +167,8 @@ class SuperResolver:
                 f"expected pixels [-1, 1], (3, h, w) or (B, 3, h, w) floating point, got {tuple(images.shape)} of "
                 f"{images.dtype}; convert them first"
             )
+        if not torch.isfinite(batch).all():
+            raise ValueError("expected finite pixels, got NaN or infinity in the tensor; check where it comes from")
         if batch.abs().max() > 1.001:
             raise ValueError(
                 f"expected pixels [-1, 1], got {batch.min():g} to {batch.max():g}; bring 0..255 there by x / 127.5 - 1"
@@ -202,9 +211,8 @@ def _array_of(image: Image.Image) -> NDArray[Any]:
             f"expected a picture of grey or RGB in 8 or 16 bits, got mode {image.mode!r}; convert it first, "
             'such as by image.convert("RGB")'
         )
-    if image.mode in ("1", "L") and "transparency" not in image.info:
-        return np.asarray(image.convert("L"))[..., None]
-    if image.mode in ("LA", "La"):
-        return np.asarray(image.convert("LA"))
+    if image.mode in ("1", "L", "LA", "La"):
+        grey = np.asarray(image.convert("LA" if image.mode in ("LA", "La") or "transparency" in image.info else "L"))
+        return grey.reshape(*grey.shape[:2], -1)
     clear = image.mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info
     return np.asarray(image.convert("RGBA" if clear else "RGB"))

@@ -13,21 +13,61 @@ from torch import Tensor
 
 LEVELS = 5
 """Of the wavelet decomposition: blurs of radius 1, 2, 4, 8 and 16, as the published one-step models use it."""
+EPSILON = 1e-5
+"""Added to variances, as the published one-step models do."""
 WHITE = (0.95047, 1.0, 1.08883)
 """D65 in CIE XYZ."""
 TO_XYZ = ((0.4124564, 0.3575761, 0.1804375), (0.2126729, 0.7151522, 0.0721750), (0.0193339, 0.1191920, 0.9503041))
 """Linear sRGB to CIE XYZ (IEC 61966-2-1)."""
 
 
-def correct(sr: Tensor, lr: Tensor, color: str) -> Tensor:
-    """Apply a correction by name, :data:`sr_models.options.COLORS`."""
+class ColorStatistics:
+    """Mean and deviation of every channel, of a restored picture and of its LR picture, from parts of both."""
+
+    def __init__(self) -> None:
+        self._sums: list[Tensor] | None = None
+        self._count = 0
+
+    def add(self, sr: Tensor, lr: Tensor) -> None:
+        """Take in parts of equal size, (B, 3, H, W)."""
+        sums = [value.double().pow(power).sum((0, 2, 3)) for value in (sr, lr) for power in (1, 2)]
+        self._sums = sums if self._sums is None else [old + new for old, new in zip(self._sums, sums, strict=True)]
+        self._count += sr[:, 0].numel()
+
+    def finite(self) -> bool:
+        """Whether all of them are."""
+        return self._sums is not None and all(bool(torch.isfinite(value).all()) for value in self._sums)
+
+    def moments(self) -> list[Tensor]:
+        """Mean and deviation of the restored picture, then those of the LR picture, (1, 3, 1, 1) each."""
+        assert self._sums is not None
+        means = [value / self._count for value in self._sums]
+        pairs = [(means[0], means[1] - means[0] ** 2), (means[2], means[3] - means[2] ** 2)]
+        wide = [value for mean, variance in pairs for value in (mean, (variance.clamp(min=0) + EPSILON).sqrt())]
+        return [value.float()[None, :, None, None] for value in wide]
+
+
+def correct(sr: Tensor, lr: Tensor, color: str, statistics: ColorStatistics | None = None) -> Tensor:
+    """Apply a correction by name, :data:`sr_models.options.COLORS`.
+
+    Args:
+        sr: restored.
+        lr: enlarged to its size.
+        color: name.
+        statistics: of the whole picture, where these are parts of it; None: these are the whole.
+    """
+    if color == "adain":
+        return adain(sr, lr, statistics)
     return _CORRECTIONS[color](sr, lr)
 
 
-def adain(sr: Tensor, lr: Tensor) -> Tensor:
+def adain(sr: Tensor, lr: Tensor, statistics: ColorStatistics | None = None) -> Tensor:
     """Give every channel of an image the LR image's mean and standard deviation."""
-    mean, std = _moments(sr)
-    wanted_mean, wanted_std = _moments(lr)
+    if statistics is None:
+        mean, std = _moments(sr)
+        wanted_mean, wanted_std = _moments(lr)
+    else:
+        mean, std, wanted_mean, wanted_std = statistics.moments()
     return (sr - mean) / std * wanted_std + wanted_mean
 
 
@@ -84,13 +124,12 @@ def _white(like: Tensor) -> Tensor:
 
 def _moments(image: Tensor) -> tuple[Tensor, Tensor]:
     flat = image.flatten(2)
-    std = (flat.var(-1) + 1e-5).sqrt() if flat.shape[-1] > 1 else torch.ones_like(flat[..., 0])
+    std = (flat.var(-1) + EPSILON).sqrt() if flat.shape[-1] > 1 else torch.ones_like(flat[..., 0])
     return flat.mean(-1)[..., None, None], std[..., None, None]
 
 
 _CORRECTIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "none": lambda sr, lr: sr,
-    "adain": adain,
     "wavelet": wavelet,
     "lab": lab,
 }

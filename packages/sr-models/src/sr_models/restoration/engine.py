@@ -7,14 +7,14 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sr_models.compute import Compute
 from sr_models.geometry import scaled, tile_ramps, upsample
 from sr_models.options import Options, Report
 from sr_models.restorable import Restorable
 from sr_models.restoration import tiles
-from sr_models.restoration.color import correct
+from sr_models.restoration.color import ColorStatistics, correct
 from sr_models.restoration.fidelity import back_project
 from sr_models.restoration.noise import NoiseField
 from sr_models.restoration.norms import SharedNorms
@@ -50,31 +50,48 @@ class Engine:
         self._noise = NoiseField(self.options.seed, fields, channels)
         self._latents = rows / multiple  # latent positions per LR pixel
         self._norms: SharedNorms | None = None
+        self._colors: ColorStatistics | None = None
         self._largest: int | None = None  # side that fits, once something did not
 
     @torch.inference_mode()
-    def measure_norms(self, tile: int) -> None:
-        """Measure the statistics that all pieces are to share, on crops of the picture."""
-        if not self.model.tiled_networks:
+    def survey(self, tile: int) -> None:
+        """Measure on crops of the picture what all tiles are to share: statistics of norms, and of colours for adain.
+
+        Args:
+            tile: side of the tiles; no pass over the crops takes more pixels than one of them.
+        """
+        networks = self.model.tiled_networks
+        if not networks and self.report.color != "adain":
             return
-        if self.compute.compiled:
+        if networks and self.compute.compiled:
             self.report.note("tiles are computed without torch.compile, so that they can share their norms")
-        self._norms = None
-        side: int = tile
+        side = tile
         while side >= tiles.smallest_tile(self.model.lr_multiple) // 2:
-            norms = SharedNorms(self.model.tiled_networks)
             try:
-                for crops in tiles.crops_for_norms(*self.size, side, self.model.lr_multiple):
-                    with norms.measuring():
-                        self._evaluate(*self._inputs(crops))
+                if not self._measure(networks, side, exact=False) and self.compute.reduced:
+                    self.report.note(f"not finite in {self.report.dtype}: norms measured again in fp32")
+                    self._measure(networks, side, exact=True)
             except Exception as error:
                 if not out_of_memory(error):
                     raise
                 side //= 2  # fewer crops at once
             else:
-                self._norms = norms
                 return
         # Not even one small crop fits: restoring will say so.
+
+    def _measure(self, networks: tuple[nn.Module, ...], side: int, *, exact: bool) -> bool:
+        """Whether all that was measured is finite."""
+        self._norms, self._colors = None, None
+        norms, colors = SharedNorms(networks), ColorStatistics()
+        for crops in tiles.crops_for_norms(*self.size, side, self.model.lr_multiple):
+            lr, noise = self._inputs(crops)
+            with norms.measuring():
+                sr = self._evaluate(lr, noise, exact=exact)
+            colors.add(sr.clamp(-1, 1), upsample(lr, self.model.scale))
+        if not (norms.finite() and colors.finite()):
+            return False
+        self._norms, self._colors = norms if networks else None, colors
+        return True
 
     @torch.inference_mode()
     def restore(self, pieces: list[Piece]) -> Tensor:
@@ -104,7 +121,8 @@ class Engine:
         least = tiles.smallest_tile(self.model.lr_multiple)
         if self.options.tile is not None or side <= least:
             asked = "tile=0 (no tiles)" if self.options.tile == 0 else f"tiles of {side} LR pixels"
-            remedy = "give smaller tiles, such as tile=128, or leave the choice open" if side > least else "free some"
+            remedy = f"give smaller ones, such as tile={side // 2}, or leave the choice open"
+            remedy = remedy if side > least else "free memory, or take another device"
             raise ValueError(f"out of memory on {self.compute.device} with {asked} ({reason}); {remedy}")
         smaller = max(tiles.whole_tile(side // 2, self.model.lr_multiple), least)
         self.report.note(f"out of memory with a piece of {side} LR pixels: went on with tiles of {smaller}")
@@ -113,8 +131,8 @@ class Engine:
     def _restore_in_tiles(self, piece: Piece) -> Tensor:
         """Restore a piece in tiles that fit, and blend them."""
         assert self._largest is not None
-        if self._norms is None:
-            self.measure_norms(self._largest)
+        if self._colors is None:
+            self.survey(self._largest)
         scale, multiple = self.model.scale, self.model.lr_multiple
         rows, columns = (tiles.spans_of(span.stop - span.start, self._largest, multiple) for span in piece)
         out = torch.zeros(1, 3, rows[-1].stop * scale, columns[-1].stop * scale)
@@ -142,7 +160,7 @@ class Engine:
         scale, color = self.model.scale, self.report.color
         sr = sr.clamp(-1, 1)
         if color != "none":
-            sr = correct(sr, upsample(lr, scale), color)
+            sr = correct(sr, upsample(lr, scale), color, self._colors)
         return back_project(sr, lr, scale, self.options.fidelity).clamp(-1, 1).cpu()
 
     def _evaluate(self, lr: Tensor, noise: Tensor, *, exact: bool = False) -> Tensor:

@@ -55,6 +55,11 @@ class SharedNorms:
         """Within it every norm uses the statistics that were measured."""
         return _patched(self._norms, self._use)
 
+    def finite(self) -> bool:
+        """Whether all that was measured is."""
+        sums = [value for moments in self._moments.values() for value in (moments.mean, moments.square)]
+        return all(bool(torch.isfinite(value).all()) for value in sums)
+
     def _measure(self, key: tuple[int, int], norm: nn.GroupNorm, x: Tensor) -> Tensor:
         # By channels first: no copy of the feature map, whatever its layout.
         wide = _wide(x)

@@ -111,7 +111,7 @@ def _steps(model: Restorable, steps: int | None) -> int:
 def _tile(model: Restorable, compute: Compute, options: Options, size: tuple[int, int]) -> tuple[int, list[str]]:
     """Side of the tiles, 0 for none, and what there is to say about it."""
     padded = [round_up(edge, model.lr_multiple) for edge in size]
-    auto = tiles.auto_tile(*size, model.bytes_per_pixel, compute.device.type)
+    auto = tiles.auto_tile(padded[0], padded[1], model.bytes_per_pixel, compute.device.type)
     tile = auto if options.tile is None else options.tile
     used = tiles.whole_tile(tile, model.lr_multiple) if tile else 0
     if used == 0 or used >= max(padded):
@@ -143,7 +143,7 @@ def _native_rows(
     down_ramps, across_ramps = tile_ramps(down, scale), tile_ramps(across, scale)
     report.tiles = len(down) * len(across)
     if report.tiles > 1:
-        engine.measure_norms(report.tile)
+        engine.survey(report.tile)
         give_back()
     done, carried = 0, 0
     # One buffer for all rows of tiles: the rows that the next one overlaps move to its top.
