@@ -15,12 +15,6 @@ import pytest
 from PIL import Image
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is measured here stays here."""
-    monkeypatch.setenv("SR_DISTILL_CACHE", str(tmp_path_factory.getbasetemp() / "upscale-cache"))
-
-
 @pytest.fixture
 def upscale(run: Any, trained: Any) -> Callable[..., Any]:
     """The command with the model of the minute run, in float32."""
@@ -68,6 +62,9 @@ def test_bad_input_is_refused_in_one_line(run: Any, trained: Any, photo: Path, t
     (headless / "config.json").unlink()
     Image.new("RGB", (40, 40)).save(tmp_path / "half.png")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "folder.json").mkdir()
+    plain = tmp_path / "plain"
+    plain.touch()
     cases: list[tuple[list[object], str]] = [
         ([tmp_path / "none.png"], "no such file"),
         ([tmp_path / "empty"], "no pictures in"),
@@ -78,11 +75,21 @@ def test_bad_input_is_refused_in_one_line(run: Any, trained: Any, photo: Path, t
         ([photo, text, "-o", "-"], "expected one picture for stdout, got 2"),
         ([photo, "-o", photo, "--overwrite"], "expected outputs that are no inputs"),
         ([photo, "-o", tmp_path / "a.png", "--format", "jpg"], "expected --format to agree with the name"),
-        ([photo, "--format", "gif"], "expected --format png, jpg, webp, tiff, avif or same, got 'gif'"),
+        ([photo, "--format", "gif"], "expected --format png, jpg, webp, tiff, avif, bmp or same, got 'gif'"),
         (["-", "--format", "same"], "for a picture from stdin, got same"),
         ([photo, "--quality", "90"], "expected no --quality for lossless png"),
         ([photo, "-o", tmp_path / "a.jpg", "--quality", "0"], "expected --quality 1 to 100, got 0"),
         ([photo, "--report", tmp_path / "none/run.json"], "expected --report in a folder that exists"),
+        ([photo, "--report", photo], "expected --report FILE.json, got"),
+        ([photo, "--report", tmp_path / "folder.json"], "expected --report FILE.json, got the folder"),
+        ([photo, "-o", plain], f"expected -o a folder, got the file {plain}; give another name"),
+        ([photo, "-o", text / "x"], f"expected -o a folder, got the file {text}; give another name"),
+        ([photo, "--max-pixels", "659"], "expected at most 659 pixels, got"),
+        ([photo, "--max-pixels", "0"], "expected --max-pixels of at least 1"),
+        ([photo, "--backend", "onnx"], "expected an ONNX file"),
+        ([photo, "--weights", tmp_path / "none.onnx"], "expected an ONNX file"),
+        ([photo, "--scale", "2", "--size", "100x"], "expected --scale or --size, got both: 2 and 100x; leave one out"),
+        ([photo, "--dtype", "float16"], "fp32, bf16, fp16"),
         ([photo, "--weights", tmp_path / "none"], "expected a model folder"),
         ([photo, "--weights", headless], "expected a model folder"),
         ([photo, "--weights", trained.autoencoder], "got kind 'autoencoder'"),
@@ -93,7 +100,7 @@ def test_bad_input_is_refused_in_one_line(run: Any, trained: Any, photo: Path, t
         ([photo, "--tile", "-1"], "expected the side of a tile"),
         ([photo, "--tile", "big"], "expected --tile auto or a number"),
         ([photo, "--scale", "0"], "expected a positive scale"),
-        ([photo, "--scale", "2", "--size", "10x10"], "expected scale or size"),
+        ([photo, "--scale", "2", "--size", "10x10"], "expected --scale or --size, got both: 2 and 10x10"),
         ([photo, "--size", "10"], "expected --size WIDTHxHEIGHT"),
         ([photo, "--color", "red"], "expected color none, adain, wavelet, lab"),
         ([photo, "--fidelity", "2"], "expected fidelity from 0 to 1"),
@@ -218,9 +225,9 @@ def test_a_picture_through_a_pipe(
 
 
 def test_nonsense_through_a_pipe(upscale: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for content in (b"", b"no picture"):
+    for content, reason in ((b"", "it is empty"), (b"no picture", "not a picture")):
         feed(monkeypatch, content)
-        check_refused(upscale("-", "-o", tmp_path / "out.png"), "expected an image, got stdin")
+        check_refused(upscale("-", "-o", tmp_path / "out.png"), f"expected an image, got stdin: {reason}")
 
 
 def test_a_terminal_gets_no_picture(upscale: Any, photo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,3 +241,21 @@ def test_the_help_teaches(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert outcome.code == 0
     for words in ("What is written", "How it is restored", "How it is computed", "--size 3840x", "Exit code"):
         assert words in outcome.out
+
+
+def test_a_folder_with_only_an_onnx_file(run: Any, photo: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    assert run("sr-distill", "export", "onnx", "tiny-student", "-o", folder / "model.onnx").code == 0
+    (tmp_path / "in").mkdir()
+    shutil.copy(photo, tmp_path / "in/a.jpg")
+    ask = ("sr-distill", "upscale", tmp_path / "in", "-o", tmp_path / "out", "--dtype", "fp32")
+    assert run(*ask, "--weights", folder, "--backend", "onnx").code == 0
+    assert "done before" in run(*ask, "--weights", folder, "--backend", "onnx").out
+    assert size_of(tmp_path / "out/a.png") == (120, 88)
+
+
+def size_of(path: Path) -> tuple[int, int]:
+    with Image.open(path) as image:
+        return image.size

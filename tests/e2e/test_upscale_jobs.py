@@ -654,3 +654,100 @@ def test_a_stop_while_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(Enlarger, "load", lambda self, settings: load(settings))
     assert go(save(tmp_path / "a.png")) == 143
     assert list(written(tmp_path)) == ["a.png"]
+
+
+# What must not be lost, waited for, or said on two lines
+
+
+def test_a_report_replaces_no_file_of_the_run(tmp_path: Path) -> None:
+    photo = save(tmp_path / "photos/a.png")
+    out = tmp_path / "out"
+    before = photo.read_bytes()
+    (tmp_path / "link.json").hardlink_to(photo)
+    (tmp_path / "soft.json").symlink_to(out / "a.png")
+    (tmp_path / "record.json").symlink_to(out / RECORD)
+    (tmp_path / "named.json").write_bytes(before)
+    for name in ("link.json", "soft.json", "record.json"):
+        with pytest.raises(ValueError, match=rf"expected --report a file of its own, got .*{name}"):
+            go(tmp_path / "photos", output=out, report=tmp_path / name)
+    with pytest.raises(ValueError, match="expected --report a file of its own"):
+        go(tmp_path / "named.json", output=out, report=tmp_path / "photos/../named.json")
+    with pytest.raises(ValueError, match=r"expected --report FILE\.json, got .*a\.png"):
+        go(photo, output=out, report=photo)
+    assert not out.exists()
+    assert photo.read_bytes() == (tmp_path / "named.json").read_bytes() == before
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are of POSIX")
+def test_a_pipe_in_a_folder_fails_and_the_others_are_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path / "photos/a.png")
+    os.mkfifo(tmp_path / "photos/b.png")
+    assert go(tmp_path / "photos", output=tmp_path / "out") == 1
+    assert list(written(tmp_path / "out")) == ["a.png"]
+    assert "b.png: a pipe or device; name a regular file" in capsys.readouterr().err
+
+
+def test_an_error_nobody_thought_of_is_one_line_for_one_picture_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(count: int) -> None:
+        raise OverflowError("too\nlarge")
+
+    photo = save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: OverflowError: too large$"):
+        go(photo, loader=Enlarger(fail))
+    monkeypatch.setenv("SR_DISTILL_DEBUG", "1")
+    with pytest.raises(OverflowError):
+        go(photo, loader=Enlarger(fail))
+
+
+def test_names_that_would_break_a_line_are_escaped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    photos = tmp_path / "photos"
+    save(photos / "two\nlines.png")
+    save(photos / "narrow\u202fno-break é.png")
+    (photos / "bad\n.png").write_text("no")
+    (photos / os.fsdecode(b"raw\xff.png")).write_text("no")
+    assert go(photos, output=tmp_path / "out") == 1
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 5
+    assert len(captured.err.splitlines()) == 2
+    for words in (r"two\nlines.png: 24x20", "narrow\u202fno-break é.png: 24x20"):
+        assert words in captured.out
+    for words in (r"bad\n.png: ", r"raw\udcff.png: "):
+        assert words in captured.err
+
+
+def test_an_onnx_file_is_known_by_its_own_content(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m/config.json").write_text('{"sha256": {}, "kind": "student", "format": 1}')
+    for weights, backend, file in (("m", "onnx", "m/model.onnx"), ("n.onnx", "auto", "n.onnx")):
+        hashes = set()
+        for content in (b"one", b"two"):
+            (tmp_path / file).write_bytes(content)
+            hashes.add(Settings(weights=str(tmp_path / weights), backend=backend).identity()["weights"])
+        assert len(hashes) == 2
+        (tmp_path / file).unlink()
+        with pytest.raises(FileNotFoundError, match="expected an ONNX file"):
+            Settings(weights=str(tmp_path / weights), backend=backend).identity()
+
+
+def test_formats_by_their_other_names(tmp_path: Path) -> None:
+    save(tmp_path / "photos/a.png")
+    for asked, form in (("JPEG", "JPEG"), ("jpg", "JPEG"), ("tif", "TIFF"), ("bmp", "BMP"), ("TIFF", "TIFF")):
+        assert go(tmp_path / "photos", output=tmp_path / asked, format=asked) == 0
+        (path,) = (tmp_path / asked).glob("a.*")
+        with Image.open(path) as image:
+            assert image.format == form
+    assert Settings(format="JPEG").identity() == Settings(format="jpg").identity()
+
+
+def test_a_record_is_on_the_disk_before_its_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, begun = tmp_path / "out", []
+
+    def fsync(number: int) -> None:
+        begun.append((out / "a.png").exists())
+
+    save(tmp_path / "photos/a.png")
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert go(tmp_path / "photos", output=out) == 0
+    assert begun == [False, False, True]  # begun, the picture, made

@@ -101,6 +101,13 @@ def test_list(run: Run, files: tuple[Path, Path]) -> None:
     assert lines[0].split() == ["name", "kind", "scale", "parameters", "on", "disk", "licence"]
     assert [line.split()[0] for line in lines[1:]] == [*store.shipped(), "models/autoencoder"]
     assert lines[-1].endswith(" mine")
+    bad = Path("models/bad")
+    bad.mkdir()
+    (bad / "config.json").write_text(json.dumps({"format": 1, "kind": "student", "model": [], "sha256": {}}))
+    outcome = run("sr-distill", "weights", "list", "models")
+    assert outcome.code == 0, outcome.err
+    assert "models/bad" in outcome.out
+    assert "unreadable" in outcome.out
     found = json.loads(run("sr-distill", "weights", "list", "--json").out)
     assert {one["name"]: one["scale"] for one in found}["tiny-student"] == 4
 

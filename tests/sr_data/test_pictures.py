@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
+import tracemalloc
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -421,3 +424,71 @@ def test_profiles_are_read_byte_for_byte() -> None:
         assert read_picture("a", data).metadata.icc == grey
     deep = _tiff(sample_pixels(3, np.uint16), photometric="rgb", iccprofile=colour)
     assert read_picture("a", deep).metadata.icc == colour
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are of POSIX")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    for read in (read_picture, read_image):
+        with pytest.raises(ValueError, match=r"got .*a\.png: a pipe or device; name a regular file"):
+            read(tmp_path / "a.png")
+
+
+def test_the_limit_of_pixels_can_be_raised_for_one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400)
+    pixels = sample_pixels(3)
+    for form in ("png", "tiff"):
+        data = _written(Picture(pixels), form)
+        assert read_picture("a", data, max_pixels=24 * 40).pixels.shape == pixels.shape
+        for limit in (None, 959):
+            with pytest.raises(ValueError, match=rf"at most {limit or 400} pixels, .* upscale --max-pixels"):
+                read_picture("a", data, max_pixels=limit)
+        assert Image.MAX_IMAGE_PIXELS == 400
+    with pytest.raises(ValueError, match="at least 1 pixel, got 0"):
+        read_picture("a", data, max_pixels=0)
+
+
+def _overlapping(codes: range, size: int, extra: bytes = b"") -> bytes:
+    """A directory of tags that all have the same `size` bytes from byte 8 on as their value."""
+    table = b"".join(struct.pack("<HHII", code, 7, size, 8) for code in codes)
+    return struct.pack("<H", len(codes) + len(extra) // 12) + extra + table + bytes(4)
+
+
+def test_tags_that_overlap_are_not_copied() -> None:
+    plain = _written(Picture(sample_pixels(3)), "tiff")
+    (offset,) = struct.unpack_from("<I", plain, 4)
+    number = struct.unpack_from("<H", plain, offset)[0]
+    storage = plain[offset + 2 : offset + 2 + 12 * number]
+    at, size = len(plain), 100_000
+    private = struct.pack("<I", at).join((plain[:4], plain[8:])) + _overlapping(range(40100, 42100), size, storage)
+    below = _overlapping(range(40100, 42100), size)
+    pointer = struct.pack("<HHII", 0x8769, 4, 1, at)
+    own = struct.pack("<H", number + 1) + storage + pointer + bytes(4)
+    child = struct.pack("<I", at + len(below)).join((plain[:4], plain[8:])) + below + own
+    for data, note in ((private, "and 1980 more"), (child, "EXIF: damaged")):
+        data += bytes(size)
+        tracemalloc.start()
+        picture = read_picture("a", data)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 40 * size  # 2000 copies would be 200 MB
+        np.testing.assert_array_equal(picture.pixels, sample_pixels(3))
+        assert picture.metadata.exif is None
+        assert len(picture.notes) == 1
+        assert picture.notes[0].endswith(note)
+    block = b"II*\0\x08\0\0\0" + _overlapping(range(270, 273), 40) + bytes(40)
+    for form, dropped in (("png", ()), ("tiff", ("EXIF: damaged",))):
+        picture = Picture(sample_pixels(3), Metadata(exif=block))
+        assert write_picture(io.BytesIO(), picture, format=form) == dropped
+
+
+def test_damaged_tags_print_nothing() -> None:
+    block = b"II*\0\x08\0\0\0" + struct.pack("<HHHIII", 1, 0x0110, 2, 1000, 5000, 0)
+    data = _saved(Image.fromarray(sample_pixels(3)), "JPEG", exif=b"Exif\0\0" + block)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        Image.open(io.BytesIO(data))  # Pillow alone says so
+        count = len(caught)
+        read_picture("a", data)
+    assert count > 0
+    assert len(caught) == count

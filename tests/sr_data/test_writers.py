@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import struct
 import tracemalloc
@@ -487,3 +488,28 @@ def test_every_suffix_has_a_format() -> None:
     for suffix in PICTURE_SUFFIXES:
         assert PictureWriter(f"a{suffix.upper()}", 1, 1, 3, np.uint8).dropped == ()
     assert set(FORMATS) == {"PNG", "TIFF", "JPEG", "WEBP", "BMP", "AVIF"}
+
+
+@pytest.mark.parametrize("form", ["png", "tiff", "jpg", "bmp"])
+def test_a_resolution_out_of_range_is_dropped_and_named(form: str) -> None:
+    title = {"png": "PNG", "tiff": "TIFF", "jpg": "JPEG", "bmp": "BMP"}[form]
+    for dots in (1e12, 1e-9, 0.0, -72.0, float("nan"), float("inf")):
+        data, dropped = _written(Picture(sample_pixels(3), Metadata(dpi=(300.0, dots))), form)
+        assert dropped == (f"DPI: 300 x {dots:g} is out of the range of {title}",)
+        assert read_picture("a", data).metadata.dpi is None
+    largest = {"png": 5.4e7, "tiff": 4.29e9, "jpg": 65535.0, "bmp": 5.4e7}[form]
+    data, dropped = _written(Picture(sample_pixels(3), Metadata(dpi=(1.0, largest))), form)
+    assert dropped == ()
+    assert read_picture("a", data).metadata.dpi == pytest.approx((1.0, largest), rel=0.02)
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced = []
+
+    def fsync(number: int) -> None:
+        assert not (tmp_path / "a.png").exists()
+        synced.append(os.fstat(number).st_size)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_picture(tmp_path / "a.png", Picture(sample_pixels(3)))
+    assert synced == [(tmp_path / "a.png").stat().st_size]

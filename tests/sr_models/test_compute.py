@@ -283,6 +283,23 @@ def test_a_named_precision_is_not_measured(cache: Path) -> None:
     assert not cache.exists()
 
 
+class Outside(Fake):
+    """A model that something else than torch computes."""
+
+    @property
+    def tiled_networks(self) -> tuple[nn.Module, ...]:
+        return ()
+
+
+def test_what_torch_does_not_compute_is_plain_fp32(cache: Path) -> None:
+    model = Outside({PLAIN: [2.0], LAST: [1.0], BF16: [0.1]})
+    assert choose(model, "cpu", clock=model.clock) == Choice(PLAIN)
+    assert (model.calls, model.moves, cache.exists()) == ([], [torch.contiguous_format], False)
+    for dtype in ("bf16", "fp16"):
+        with pytest.raises(ValueError, match=f"expected dtype auto or fp32 for an ONNX file, .* got {dtype}; use fp32"):
+            choose(model, "cpu", dtype)
+
+
 @pytest.fixture
 def compiler(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     """In place of torch's, which takes minutes: the modules that it was asked for, which run as they are."""
@@ -324,7 +341,7 @@ def test_compiled_networks(compiler: list[nn.Module]) -> None:
     lr = torch.rand(1, 3, 8, 8)
     expected = model.restore(lr, lr, 1)
     choice = choose(model, "cpu", "fp32", compile=True)
-    assert (choice.compute, choice.notes) == (replace(LAST, compiled=True), ())
+    assert (choice.compute, choice.notes) == (replace(LAST, compiled=True), ("compiled: Conv2d",))
     assert compiler == networks
     assert all(network._compiled_call_impl is not None for network in networks)
     assert torch.allclose(model.restore(lr, lr, 1), expected)

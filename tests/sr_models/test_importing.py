@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,14 @@ def test_kind_overrides_the_name(files: Files, tmp_path: Path) -> None:
         told = said(files[name], files["autoencoder"], to=tmp_path / kind, kind=kind)
         assert store.load_model(tmp_path / kind).kind == kind
         assert "--kind" not in told
+
+
+def test_names_of_precisions(files: Files, tmp_path: Path) -> None:
+    """The short names are those of ``upscale --dtype``."""
+    for short, long in (("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")):
+        for name in (short, long):
+            import_weights([files["autoencoder"]], tmp_path / name, Settings(dtype=name))
+            assert {part.dtype for part in inspect(tmp_path / name).parts} == {long}
 
 
 def test_options_that_tensors_do_not_tell(files: Files, out: Path) -> None:
@@ -395,6 +404,10 @@ def _changed(change: Callable[[dict[str, Tensor]], object], name: str = "resshif
         (lambda _, path: path.write_bytes(b"\x80\x00\x00\x00\x00\x00\x00\x00{}"), "expected safetensors in .* damaged"),
         (_saved([1, 2]), "expected a dictionary of tensors in .*, got list"),
         (_saved({"state_dict": {"a": 3}}), r"expected tensors alone in .*, got a \(int\)"),
+        (
+            _saved({"state_dict_unet": {"a": torch.zeros(1), "b": "c"}, "state_dict_vae": {}}),
+            r"expected tensors alone in .*, got unet\.b \(str\)",
+        ),
         (_saved({"state_dict": {}}), "expected tensors alone in .*, got none"),
         (_saved({"a": torch.zeros(1)}), "expected weights of ResShift.* with the tensors a; give a published file"),
         (_changed(lambda s: s.pop("time_embed.2.bias")), r"x\.pth: expected the .*missing: time_embed\.2\.bias$"),
@@ -434,6 +447,7 @@ def test_what_does_not_belong_together(files: Files, tmp_path: Path, networks: d
         ((files["ema"], autoencoder), {"kind": "teacher"}, "expected a teacher, got .* with a noise channel"),
         ((files["sinsr"], autoencoder), {"student_steps": 2}, "expected student_steps for a student with a noise"),
         ((files["ema"], autoencoder), {"student_steps": 99}, "expected 1 <= count <= num_steps 15, got 99"),
+        ((files["ema"], autoencoder), {"student_steps": 0}, "expected 1 <= count <= num_steps 15, got 0"),
         ((files["ema"], autoencoder), {"scale": 2}, "expected unet.condition_channels=12 for scale 2"),
         ((files["ema"], autoencoder), {"base": "tiny-flow-teacher"}, "expected --base with adapters"),
         ((autoencoder,), {"image_size": None, "scale": 4}, "expected a U-Net for --scale, got an autoencoder alone"),
@@ -453,8 +467,10 @@ def test_what_does_not_belong_together(files: Files, tmp_path: Path, networks: d
         said(files["ema"], autoencoder, to=out)
     with pytest.raises(ValueError, match="expected kind teacher or student, got 'pupil'"):
         Settings(kind="pupil")
-    with pytest.raises(ValueError, match="expected dtype float32, float16, bfloat16, got 'int8'"):
+    with pytest.raises(ValueError, match="expected dtype fp32, bf16, fp16, float32, bfloat16, float16, got 'int8'"):
         Settings(dtype="int8")
+    with pytest.raises(ValueError, match="expected a scale of 1 or more, got 0"):
+        Settings(scale=0)
 
 
 # --- inspect, verify, list -------------------------------------------------------------------------------------------
@@ -521,6 +537,34 @@ def test_list(files: Files, out: Path) -> None:
     assert set(list_models()) == {one for one in found.values() if one.name in store.shipped()}
     with pytest.raises(FileNotFoundError, match="expected a folder"):
         list_models(out / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"model": []}, "a wrong model"),
+        ({"model": [1]}, "a wrong model"),
+        ({"kind": 5}, "a wrong kind"),
+        ({"about": "x"}, "a wrong about"),
+        ({"about": {"licence": 5}}, "a wrong about.licence"),
+        ({"sha256": {"../../secret": "0"}}, r"got '\.\./\.\./secret', which is outside"),
+        ({"sha256": {"/etc/hostname": "0"}}, "got '/etc/hostname', which is outside"),
+    ],
+)
+def test_a_wrong_config_is_named_and_the_others_are_listed(
+    files: Files, tmp_path: Path, entry: dict[str, Any], message: str
+) -> None:
+    import_weights([files["autoencoder"]], tmp_path / "good")
+    content = json.loads((tmp_path / "good" / "config.json").read_text())
+    bad = tmp_path / "bad"
+    bad.mkdir()
+    (bad / "config.json").write_text(json.dumps(content | entry))
+    kinds = {one.name: one.kind for one in list_models(tmp_path)}
+    assert (kinds[str(bad)], kinds[str(tmp_path / "good")]) == ("unreadable", "autoencoder")
+    with pytest.raises(ValueError, match=message):
+        inspect(bad)
+    [problem] = verify(bad).problems
+    assert re.search(message, problem)
 
 
 def test_shipped_models_say_their_licence_and_source() -> None:

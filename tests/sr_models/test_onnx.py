@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from sr_models import AutoencoderConfig, SRModel, VQAutoencoder, store
+from sr_models import AutoencoderConfig, SRModel, SuperResolver, VQAutoencoder, store
+from sr_models.compute import Choice, Compute
 from sr_models.export import OnnxModel, ParityError, export_onnx, is_onnx, load_onnx
 from sr_models.export.onnx import to_onnx
 from sr_models.export.parity import check_parity
+from sr_models.published.inspecting import inspect
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxruntime")
@@ -107,6 +109,20 @@ def test_a_chain_with_codebook_and_attention(quantized_teacher: SRModel, chain: 
     assert len(chain) < 8 * parameters
 
 
+def test_a_student_with_all_its_steps(student: SRModel, written: Path, tmp_path: Path) -> None:
+    config = student.config.model_copy(update={"student_timesteps": (1, student.config.schedule.num_steps)})
+    model = SRModel("student", config, student.unet, student.autoencoder)
+    proto = to_onnx(model, 2)
+    assert all(case.passed for case in check_parity(model, proto, 2))
+    parameters = sum(tensor.numel() for tensor in student.unet.parameters())
+    assert len(proto) - (written / "model.onnx").stat().st_size < 4 * parameters, "the weights stand there twice"
+    (tmp_path / "a.onnx").write_bytes(proto)
+    loaded = load_onnx(tmp_path / "a.onnx")
+    assert (loaded.kind, loaded.steps) == ("student", (2,))
+    edge = model.lr_multiple
+    assert loaded.noise_shape(2, edge, edge, 2) == model.noise_shape(2, edge, edge, 2)
+
+
 def test_a_teacher_in_one_step(quantized_teacher: SRModel) -> None:
     assert all(case.passed for case in check_parity(quantized_teacher, to_onnx(quantized_teacher, 1), 1))
 
@@ -137,7 +153,12 @@ def test_what_cannot_be_exported_or_read(written: Path, tmp_path: Path) -> None:
         (lambda: export_onnx(written, tmp_path / "a.onnx", steps=15), ValueError, "expected steps=1 for this student"),
         (lambda: export_onnx(written, tmp_path / "a.onnx", opset=9), ValueError, "opset of 17 to 20"),
         (lambda: load_onnx(tmp_path / "a.onnx"), FileNotFoundError, "does not exist"),
-        (lambda: load_onnx("tiny-student"), FileNotFoundError, "sr-distill export onnx tiny-student"),
+        (
+            lambda: load_onnx("tiny-student"),
+            FileNotFoundError,
+            "export onnx tiny-student -o tiny-student.onnx, then --weights tiny-student.onnx",
+        ),
+        (lambda: load_onnx(tmp_path), FileNotFoundError, rf"export onnx {tmp_path} -o {tmp_path}/model\.onnx$"),
     ]
     for call, kind, message in cases:
         with pytest.raises(kind, match=message):
@@ -151,6 +172,42 @@ def test_what_cannot_be_exported_or_read(written: Path, tmp_path: Path) -> None:
     onnx.save(foreign, tmp_path / "foreign.onnx")
     with pytest.raises(ValueError, match="another ONNX file"):
         load_onnx(tmp_path / "foreign.onnx")
+
+
+def test_it_is_computed_in_fp32_without_a_measurement(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("SR_DISTILL_CACHE", str(cache))
+    plain = Compute(torch.device("cpu"))
+    file = written / "model.onnx"
+    for dtype in ("auto", "fp32"):
+        resolver = SuperResolver.from_pretrained(file, "cpu", dtype)
+        assert (resolver.compute, resolver.choice) == (plain, Choice(plain))
+    for dtype in ("bf16", "fp16"):
+        with pytest.raises(ValueError, match=f"expected dtype auto or fp32 for an ONNX file, .* got {dtype}"):
+            SuperResolver.from_pretrained(file, "cpu", dtype)
+    choice = SuperResolver.from_pretrained(file, "cpu", compile=True).choice
+    assert choice == Choice(plain, notes=("not compiled: torch does not compute this model",))
+    assert not cache.exists()
+    # A device of torch's that onnxruntime does not have.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert SuperResolver.from_pretrained(file).compute == plain
+    with pytest.raises(ValueError, match="use device cpu"):
+        SuperResolver.from_pretrained(file, "mps")
+
+
+def test_inspection_tells_what_the_exporter_wrote(written: Path, tmp_path: Path) -> None:
+    found = inspect(written / "model.onnx")
+    assert (found.licence, found.source) == ("CC0-1.0", {"weights": "student"})
+    assert (found.sizes["steps"], found.sizes["noise"]["fields"], found.sizes["opset"]) == (1, 1, 17)
+    assert "sr_models" not in found.sizes
+    foreign = onnx.load(written / "model.onnx")
+    for text in ("[]", "{", '{"provenance": 1}'):
+        foreign.metadata_props[0].value = text
+        onnx.save(foreign, tmp_path / "foreign.onnx")
+        assert inspect(tmp_path / "foreign.onnx").licence == "not stated"
 
 
 def test_the_backend_refuses_what_it_lacks(student: SRModel, written: Path) -> None:

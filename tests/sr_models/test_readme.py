@@ -63,3 +63,12 @@ def test_convert(examples: list[str], build_model: Callable[..., SRModel], kind:
     loaded = store.load_model("converted")
     assert (loaded.kind, loaded.config.unet) == (kind, unet_config)
     assert all(torch.equal(tensor, unet.state_dict()[name]) for name, tensor in loaded.unet.state_dict().items())
+
+
+def test_the_page_on_restoring(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its examples belong together and run in their order."""
+    monkeypatch.chdir(tmp_path)
+    Image.linear_gradient("L").resize((24, 16)).save("photo.jpg")
+    page = (repository / "docs" / "restoring.md").read_text()
+    run("\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)))
+    assert Image.open("exact.png").size == (1920, 1080)

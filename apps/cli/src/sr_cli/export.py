@@ -20,7 +20,8 @@ def onnx(
     weights: Annotated[str, typer.Argument(help="model folder or name of a shipped model", show_default=False)],
     output: Annotated[Path, typer.Option("-o", "--output", help="file to write")] = Path("model.onnx"),
     steps: Annotated[
-        int | None, typer.Option(help="1, or the whole chain of a teacher \\[default: 1 for a student]")
+        int | None,
+        typer.Option(help="1, or all steps of the model \\[default: 1 for a student, all for a teacher]"),
     ] = None,
     opset: Annotated[int, typer.Option(help="version of the ONNX operators, 17 to 20")] = 17,
 ) -> None:

@@ -59,7 +59,7 @@ def import_(
     licence: Annotated[
         str | None, typer.Option(metavar="TEXT", help="licence to record \\[default: what is known of the files]")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="of the stored tensors: float32, float16 or bfloat16")] = "float32",
+    dtype: Annotated[str, typer.Option(help="of the stored tensors: fp32, bf16 or fp16")] = "fp32",
     offline: Offline = False,
 ) -> None:
     """Make a model folder of published files of ResShift, SinSR, RSD, TSD-SR or OSEDiff.

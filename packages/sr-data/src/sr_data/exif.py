@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -226,23 +227,49 @@ def without_orientation(block: bytes) -> bytes:
     return bytes(data)
 
 
-def _tree(data: bytes, layout: Layout, found: dict[int, list[Entry]], name: int) -> Directory:
-    """Return one directory and those below it by value."""
-    children = {code: _tree(data, layout, found, code) for code in _POINTERS.get(name, ()) if code in found}
-    tags = {
-        entry.code: Tag(entry.kind, entry.count, bytes(data[entry.start : entry.start + entry.size]))
-        for entry in found[name]
-        if entry.kind not in (13, LONG8, 17, IFD8) and entry.code not in _POINTERS.get(name, ())
+def _tree(data: bytes, layout: Layout, found: dict[int, list[Entry]], wanted: Callable[[int], bool]) -> Directory:
+    """Return the first directory and those below it by value.
+
+    Args:
+        data: of a block or TIFF.
+        layout: of the data.
+        found: the entries of each directory.
+        wanted: tells by its code whether a tag of the first directory is taken; the others are taken whole.
+
+    Raises:
+        ValueError: values that overlap so that copies of them would be larger than the data.
+    """
+    taken = {
+        name: [
+            entry
+            for entry in part
+            if entry.kind not in (13, LONG8, 17, IFD8)
+            and entry.code not in _POINTERS.get(name, ())
+            and (name != 0 or wanted(entry.code))
+        ]
+        for name, part in found.items()
     }
-    return Directory(tags, children)
+    size = sum(entry.size for part in taken.values() for entry in part)
+    if size > len(data):
+        raise ValueError(f"expected tags within {len(data)} bytes, got {size} bytes of them; drop the block")
+
+    def directory(name: int) -> Directory:
+        children = {code: directory(code) for code in _POINTERS.get(name, ()) if code in taken}
+        tags = {
+            entry.code: Tag(entry.kind, entry.count, bytes(data[entry.start : entry.start + entry.size]))
+            for entry in taken[name]
+        }
+        return Directory(tags, children)
+
+    return directory(0)
 
 
 def serialize(directory: Directory, at: int, layout: Layout) -> bytes:
     """Return a directory, its values and those below it as bytes that stand at byte `at` (even) of a file."""
     count_format, step, room = ("Q", 20, 8) if layout.big else ("H", 12, 4)
     codes = sorted({*directory.tags, *directory.children})
-    table = struct.pack(layout.order + count_format, len(codes))
-    values = b""
+    table = bytearray(struct.pack(layout.order + count_format, len(codes)))
+    values = bytearray()  # which grows without being copied
     after = at + len(table) + step * len(codes) + room
     for code in codes:
         values += bytes(len(values) % 2)
@@ -259,7 +286,7 @@ def serialize(directory: Directory, at: int, layout: Layout) -> bytes:
         table += struct.pack(layout.order + ("HHQ" if layout.big else "HHI"), code, kind, count)
         inline = child is None and len(value) <= room
         table += value.ljust(room, b"\0") if inline else layout.pack(LONG8 if layout.big else LONG, place)
-    return table + bytes(room) + values
+    return bytes(table + bytes(room) + values)
 
 
 def from_tiff(data: bytes) -> tuple[bytes | None, tuple[int, ...]]:
@@ -269,9 +296,8 @@ def from_tiff(data: bytes) -> tuple[bytes | None, tuple[int, ...]]:
         ValueError: not a TIFF file, or a damaged one.
     """
     layout, found, _ = _all_entries(data)
-    tree = _tree(data, layout, found, 0)
-    others = tuple(sorted(set(tree.tags) - _DESCRIPTIVE - _STORAGE))
-    kept = Directory({code: tag for code, tag in tree.tags.items() if code in _DESCRIPTIVE}, tree.children)
+    kept = _tree(data, layout, found, lambda code: code in _DESCRIPTIVE)
+    others = tuple(sorted({entry.code for entry in found[0]} - _DESCRIPTIVE - _STORAGE - {*_POINTERS[0]}))
     if not kept.tags and not kept.children:
         return None, others
     classic = Layout(layout.order)
@@ -280,10 +306,13 @@ def from_tiff(data: bytes) -> tuple[bytes | None, tuple[int, ...]]:
 
 
 def for_tiff(block: bytes) -> tuple[Layout, Directory]:
-    """Return a block of EXIF as tags that a TIFF file can hold beside those of its pixels, and their byte order."""
+    """Return a block of EXIF as tags that a TIFF file can hold beside those of its pixels, and their byte order.
+
+    Raises:
+        ValueError: not a block of EXIF, or a damaged one.
+    """
     layout, found, _ = _all_entries(block)
-    tree = _tree(block, layout, found, 0)
-    return layout, Directory({code: tag for code, tag in tree.tags.items() if code not in _STORAGE}, tree.children)
+    return layout, _tree(block, layout, found, lambda code: code not in _STORAGE)
 
 
 def set_xmp(xmp: bytes, values: dict[str, int]) -> bytes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -39,6 +41,8 @@ class Format:
     largest: tuple[int, int] = (0, 0)
 
 
+DENOMINATOR = 10_000
+"""Largest divisor of a resolution in a TIFF."""
 ALL_METADATA = ("icc", "exif", "xmp", "dpi")
 _FORMATS = (
     Format("PNG", "PNG", 2**31 - 1, True, (1, 2, 3, 4), ALL_METADATA, True),
@@ -96,6 +100,8 @@ def fitting(metadata: Metadata, form: Format, height: int, width: int, channels:
     if metadata.exif is not None:
         try:
             block = exif_blocks.resized(metadata.exif.removeprefix(b"Exif\0\0"), width, height)
+            if form.name == "TIFF":
+                exif_blocks.for_tiff(block)  # which tells whether it can be taken apart
             metadata = replace(metadata, exif=block)
         except (ValueError, struct.error):
             metadata = replace(metadata, exif=None)
@@ -126,10 +132,24 @@ def _refusal(form: Format, name: str, value: Any, channels: int) -> str | None:
         if value[16:20] != wanted:
             space = value[16:20].decode("ascii", "replace").strip()
             return f"a profile for {space} does not fit pixels stored as {wanted.decode().strip()}"
+    if name == "dpi" and not all(_storable(form, dots) for dots in value):
+        return f"{value[0]:g} x {value[1]:g} is out of the range of {form.title}"
     limit = dict(zip(("exif", "xmp"), form.largest, strict=True)).get(name, 0)
     if limit and len(value) > limit:
         return f"{len(value)} bytes, {form.title} holds {limit}"
     return None
+
+
+def _storable(form: Format, dots: float) -> bool:
+    """Return whether the whole number or fraction that a format keeps for pixels an inch is in its range, and not 0."""
+    if not math.isfinite(dots) or dots <= 0:
+        return False
+    if form.name == "JPEG":
+        return 1 <= round(dots) <= 2**16 - 1
+    if form.name == "TIFF":
+        ratio = Fraction(dots).limit_denominator(DENOMINATOR)
+        return 1 <= ratio.numerator <= 2**32 - 1
+    return 1 <= round(dots / 0.0254) <= 2**31 - 1  # whole pixels a metre
 
 
 def converted(rows: Levels, dtype: np.dtype[Any], channels: int) -> Levels:

@@ -18,6 +18,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from sr_data.limits import too_large
+
 Pixels = NDArray[np.uint8]
 
 _FORMATS = {
@@ -55,6 +57,8 @@ def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> Im
             raise ValueError(f"expected an image, got the folder {path}; name one file in it")
         if not path.exists():
             raise FileNotFoundError(f"expected an image, got {path}: no such file; check the path")
+        if not path.is_file():
+            raise ValueError(f"expected an image, got {path}: a pipe or device; name a regular file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -65,10 +69,7 @@ def open_image(path: str | os.PathLike[str], content: bytes | None = None) -> Im
             f"convert it to one of {', '.join(IMAGE_SUFFIXES)} or remove it"
         ) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ValueError(
-            f"expected at most {Image.MAX_IMAGE_PIXELS} pixels, got {path}: {_one_line(error)}; "
-            "cut it into parts, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
-        ) from error
+        raise too_large(path, _one_line(error)) from error
     except (OSError, ValueError, SyntaxError) as error:
         raise ValueError(f"expected an image, got {path}: {_one_line(error)}; check or replace the file") from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import struct
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from PIL import Image, features
 
 from sr_data import exif as exif_blocks
 from sr_data.images import open_image
+from sr_data.limits import pixel_limit, too_large
 
 Levels = NDArray[np.uint8 | np.uint16]
 """Pixels (H, W, C), uint8 or uint16: C is 1 grey, 2 grey and alpha, 3 RGB, 4 RGBA."""
@@ -70,25 +72,31 @@ class Picture:
     notes: tuple[str, ...] = ()
 
 
-def read_picture(path: str | os.PathLike[str], content: bytes | None = None) -> Picture:
+def read_picture(
+    path: str | os.PathLike[str], content: bytes | None = None, *, max_pixels: int | None = None
+) -> Picture:
     """Return the first picture of a file, upright, with its depth, alpha and metadata.
 
     Args:
         path: PNG, JPEG, WebP, TIFF, BMP, AVIF (where Pillow has it) or GIF.
         content: the bytes of the file where they are at hand; then `path` is only its name in errors.
+        max_pixels: the most that are accepted; None: as many as `PIL.Image.MAX_IMAGE_PIXELS` says.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a folder, not a picture, a damaged file, more pixels than Pillow accepts, or a kind of pixels that
-            would have to be converted first (CMYK, Lab, floating point).
+        ValueError: a folder, a pipe, not a picture, a damaged file, too many pixels, or a kind of pixels that would
+            have to be converted first (CMYK, Lab, floating point).
     """
     data = _content(path) if content is None else content
+    if not data:
+        raise ValueError(f"expected an image, got {path}: it is empty; replace or remove it")
     try:
-        if data[:4] in _TIFF_STARTS:
-            from sr_data.tiff import read_tiff  # here, as it is built on this module
-
-            return read_tiff(path, data)
-        return _read_with_pillow(path, data)
+        with pixel_limit(max_pixels), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of damaged tags; those that matter are in the notes
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _decoded(path, data)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise too_large(path, " ".join(str(error).split())) from error
     except Unsuitable as error:
         raise ValueError(f"expected 8 or 16-bit grey or RGB, got {path}: {error}") from error
     except ValueError as error:
@@ -100,6 +108,15 @@ def read_picture(path: str | os.PathLike[str], content: bytes | None = None) -> 
         raise damaged(path, error) from error
 
 
+def _decoded(path: str | os.PathLike[str], data: bytes) -> Picture:
+    """Return the picture that the bytes of a file hold."""
+    if data[:4] in _TIFF_STARTS:
+        from sr_data.tiff import read_tiff  # here, as it is built on this module
+
+        return read_tiff(path, data)
+    return _read_with_pillow(path, data)
+
+
 class Unsuitable(Exception):
     """A whole picture whose pixels would have to be converted first; the message names the remedy."""
 
@@ -108,18 +125,6 @@ def damaged(path: str | os.PathLike[str], error: Exception) -> ValueError:
     """Return the error for a file that is cut off or broken."""
     reason = " ".join(str(error).split()) or type(error).__name__
     return ValueError(f"expected a complete image, got {path}: {reason}; replace or remove the file")
-
-
-def check_size(path: str | os.PathLike[str], width: int, height: int) -> None:
-    """Raise ValueError where a header promises no pixels, or more than Pillow accepts."""
-    limit = Image.MAX_IMAGE_PIXELS
-    if width < 1 or height < 1:
-        raise ValueError(f"expected a picture, got {path}: {width}x{height} pixels; replace or remove the file")
-    if limit is not None and width * height > limit:
-        raise ValueError(
-            f"expected at most {limit} pixels, got {path}: {width}x{height}; "
-            "cut it into parts, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file"
-        )
 
 
 def unsuitable(kind: str) -> Unsuitable:
@@ -135,15 +140,14 @@ def _content(path: str | os.PathLike[str]) -> bytes:
     place = Path(path)
     if place.is_dir():
         raise ValueError(f"expected an image, got the folder {path}; name one file in it")
+    if place.exists() and not place.is_file():  # reading would wait for whoever writes into it
+        raise ValueError(f"expected an image, got {path}: a pipe or device; name a regular file, or - for stdin")
     try:
-        data = place.read_bytes()
+        return place.read_bytes()
     except FileNotFoundError:
         raise FileNotFoundError(f"expected an image, got {path}: no such file; check the path") from None
     except OSError as error:
         raise ValueError(f"expected a readable image, got {path}: {error.strerror}; allow reading it") from error
-    if not data:
-        raise ValueError(f"expected an image, got {path}: an empty file; replace or remove it")
-    return data
 
 
 def _read_with_pillow(path: str | os.PathLike[str], data: bytes) -> Picture:

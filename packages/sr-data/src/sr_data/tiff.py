@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import struct
 import zlib
 from dataclasses import replace
 from fractions import Fraction
@@ -19,13 +20,14 @@ from numpy.typing import NDArray
 
 from sr_data import exif as exif_blocks
 from sr_data.exif import LONG, LONG8, RATIONAL, SHORT, UNDEFINED, Directory, Layout, Tag
+from sr_data.formats import DENOMINATOR
 from sr_data.images import open_image
+from sr_data.limits import check_size
 from sr_data.pictures import (
     Levels,
     Metadata,
     Picture,
     Unsuitable,
-    check_size,
     damaged,
     finished,
     pillow_pixels,
@@ -35,7 +37,7 @@ from sr_data.pictures import (
 _STRIP_BYTES = 1 << 18
 _CLASSIC_BYTES = 4_200_000_000  # 32-bit offsets end at 4.29e9; deflate makes noise 0.1 % longer
 _REFUSED = {5: "CMYK pixels", 8: "Lab pixels", 9: "Lab pixels", 10: "Lab pixels", 32803: "a camera's raw data"}
-_IPTC = 33723
+_NAMED = 20
 
 
 def read_tiff(path: str | os.PathLike[str], data: bytes) -> Picture:
@@ -67,7 +69,7 @@ def read_tiff(path: str | os.PathLike[str], data: bytes) -> Picture:
             if plain:
                 _check_complete(page, len(data))
                 pixels = _pixels(page, notes)
-            block, others = exif_blocks.from_tiff(data)
+            block, others = _described(data, notes)
             turn = exif_blocks.orientation(data)
             metadata = _metadata(page, data, block)
     except (Unsuitable, ValueError, MemoryError):
@@ -77,10 +79,22 @@ def read_tiff(path: str | os.PathLike[str], data: bytes) -> Picture:
     if not plain:
         with open_image(path, data) as image:
             pixels = pillow_pixels(image)
-    notes += [f"tags of the TIFF: {', '.join(str(code) for code in others)}"] if others else []
+    if others:
+        named = ", ".join(str(code) for code in others[:_NAMED])
+        more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+        notes.append(f"tags of the TIFF: {named}{more}")
     if not plain and turn >= 5 and metadata.dpi is not None:
         metadata = replace(metadata, dpi=metadata.dpi[::-1])
     return finished(pixels, metadata, notes, turn=turn if plain else 1)
+
+
+def _described(data: bytes, notes: list[str]) -> tuple[bytes | None, tuple[int, ...]]:
+    """Return `from_tiff` of a file; tags that cannot be taken are left out and noted."""
+    try:
+        return exif_blocks.from_tiff(data)
+    except (ValueError, struct.error):
+        notes.append("EXIF: damaged")
+        return None, ()
 
 
 def _check_kind(page: Any) -> None:
@@ -242,7 +256,7 @@ class TiffEncoder:
             numbers[338] = (SHORT, (2,))
         if self._metadata.dpi is not None:
             for code, value in zip((282, 283), self._metadata.dpi, strict=True):
-                ratio = Fraction(value).limit_denominator(10_000)
+                ratio = Fraction(value).limit_denominator(DENOMINATOR)
                 numbers[code] = (RATIONAL, (ratio.numerator, ratio.denominator))
             numbers[296] = (SHORT, (2,))
         tags = {

@@ -176,6 +176,9 @@ class PictureWriter:
         self._encoder.close()
         if isinstance(self._target, Path):
             assert self._temporary is not None
+            # Else after a power failure the new name may be there before the bytes are.
+            self._file.flush()
+            os.fsync(self._file.fileno())
             self._file.close()
             self._temporary.replace(self._target)
         else:
@@ -253,6 +256,8 @@ class _PillowEncoder:
             kept["xmp"] = metadata.xmp
         if metadata.dpi is not None:
             kept["dpi"] = metadata.dpi
+        elif self._format.name == "BMP":
+            kept["dpi"] = (0, 0)  # not stated; Pillow would make up 96
         return kept
 
 

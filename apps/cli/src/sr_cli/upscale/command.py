@@ -35,7 +35,7 @@ def upscale(
         typer.Option(
             "--format",
             rich_help_panel=OUTPUT,
-            help="png, webp, tiff (lossless); jpg, avif (lossy); same: the format of each input "
+            help="png, webp, tiff, bmp (lossless); jpg, avif (lossy); same: the format of each input "
             "\\[default: by the name after -o, else png]",
         ),
     ] = None,
@@ -48,7 +48,11 @@ def upscale(
         typer.Option("--overwrite", rich_help_panel=OUTPUT, help="make outputs again that exist; without it they stay"),
     ] = False,
     weights: Annotated[
-        str, typer.Option(rich_help_panel=RESTORE, help="model folder or name of a shipped model")
+        str,
+        typer.Option(
+            rich_help_panel=RESTORE,
+            help="model folder, name of a shipped model, owner/name on the hub, or an .onnx file",
+        ),
     ] = "tiny-student",
     scale: Annotated[
         float | None,
@@ -66,7 +70,8 @@ def upscale(
         int | None,
         typer.Option(
             rich_help_panel=RESTORE,
-            help="1, or the other number that the model knows: a teacher's chain \\[default: 1 for a student]",
+            help="1, or the other number that the model knows (a teacher's chain; a student's N) "
+            "\\[default: 1 for a student]",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(rich_help_panel=RESTORE, help="same seed, same picture")] = 0,
@@ -104,6 +109,15 @@ def upscale(
     compile_: Annotated[
         bool, typer.Option("--compile", rich_help_panel=COMPUTE, help="compile the networks first: minutes, once")
     ] = False,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            rich_help_panel=RUN,
+            help="largest input in pixels, width x height, such as 200000000; more is taken for a file that was made "
+            "to fill the memory \\[default: 89478485]",
+        ),
+    ] = None,
     report: Annotated[
         Path | None,
         typer.Option(rich_help_panel=RUN, metavar="FILE.json", help="write what was done with each picture"),
@@ -149,6 +163,16 @@ def upscale(
         format=format_,
         quality=quality,
     )
-    code = run(Request(tuple(paths), output, settings, overwrite=overwrite, report=report, quiet=quiet))
+    code = run(
+        Request(
+            tuple(paths),
+            output,
+            settings,
+            overwrite=overwrite,
+            report=report,
+            quiet=quiet,
+            max_pixels=max_pixels,
+        )
+    )
     if code:
         raise typer.Exit(code)

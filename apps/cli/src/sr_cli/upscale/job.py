@@ -79,8 +79,12 @@ def check_steps(resolver: Resolver, steps: int | None) -> None:
         raise ValueError(f"expected steps={possible} for this {model.kind}, got {steps}")
 
 
-def read_source(job: Job) -> tuple[Picture, Stamp]:
+def read_source(job: Job, max_pixels: int | None = None) -> tuple[Picture, Stamp]:
     """Read the input of a job, and what a record has to know of it.
+
+    Args:
+        job: says where it is.
+        max_pixels: the most that are accepted; None: Pillow's limit.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -88,12 +92,14 @@ def read_source(job: Job) -> tuple[Picture, Stamp]:
     """
     if job.source.is_stream:
         content = sys.stdin.buffer.read()
-        return read_picture("stdin", content), Stamp(len(content), 0)
+        if not content:
+            raise ValueError("expected an image, got stdin: it is empty; check the command before the pipe")
+        return read_picture("stdin", content, max_pixels=max_pixels), Stamp(len(content), 0)
     path = job.source.path
     if not path.is_file():
         return read_picture(path), Stamp(0, 0)  # which says what is wrong
     content = path.read_bytes()
-    return read_picture(path, content), stamp(path, content)
+    return read_picture(path, content, max_pixels=max_pixels), stamp(path, content)
 
 
 def restore(

@@ -161,6 +161,7 @@ def place(
             )
         jobs = _distinct(sources, output, label, suffix)
     _check_inputs_are_safe(jobs)
+    _check_folders(jobs)
     return jobs
 
 
@@ -236,19 +237,24 @@ def _job(source: Source, output: str | None, label: str, suffix: str | None, *, 
 
 
 def _check_inputs_are_safe(jobs: Collection[Job]) -> None:
-    inputs = {}
+    inputs = {file_key(job.source.path) for job in jobs} - {None}
     for job in jobs:
-        status = _status(job.source.path)
-        if status is not None:
-            inputs[status.st_dev, status.st_ino] = job.source
-    for job in jobs:
-        status = None if job.target is None else _status(job.target)
-        if status is not None and (status.st_dev, status.st_ino) in inputs:
+        if job.target is not None and file_key(job.target) in inputs:
             raise ValueError(f"expected outputs that are no inputs, got {job.output}; give -o another name or folder")
 
 
-def _status(path: Path) -> os.stat_result | None:
+def _check_folders(jobs: Collection[Job]) -> None:
+    """Refuse targets below something that is no folder."""
+    for folder in dict.fromkeys(job.target.parent for job in jobs if job.target is not None):
+        present = next((place for place in (folder, *folder.parents) if place.exists()), None)
+        if present is not None and not present.is_dir():
+            raise ValueError(f"expected -o a folder, got the file {present}; give another name, or remove the file")
+
+
+def file_key(path: Path) -> tuple[int, int] | None:
+    """Return what is the same for all names of one file; None where there is no file."""
     try:
-        return path.stat()
+        status = path.stat()
     except (OSError, ValueError):
         return None
+    return status.st_dev, status.st_ino

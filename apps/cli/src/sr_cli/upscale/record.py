@@ -159,6 +159,7 @@ class Record:
         }
         self._file.write(json.dumps(content) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # before the output gets its name: what is not noted is taken for the user's
 
 
 def remove_stale(targets: Iterable[Path]) -> None:

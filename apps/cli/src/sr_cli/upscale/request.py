@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sr_cli.upscale.plan import STREAM, names_a_file
+from sr_cli.upscale.plan import STREAM, file_key, names_a_file
 from sr_cli.upscale.settings import FORMATS, SAME, Settings
 
 
@@ -21,6 +23,7 @@ class Request:
     overwrite: bool = False
     report: Path | None = None
     quiet: bool = False
+    max_pixels: int | None = None
 
     @property
     def alone(self) -> bool:
@@ -44,6 +47,12 @@ class Request:
             ValueError: options that do not go together, or a report that has no place.
         """
         asked, named = self.settings.format, self.named
+        if self.max_pixels is not None and self.max_pixels < 1:
+            raise ValueError(f"expected --max-pixels of at least 1, got {self.max_pixels}; such as 200000000")
+        if self.report is not None and self.report.suffix.lower() != ".json":
+            raise ValueError(f"expected --report FILE.json, got {self.report}; let its name end in .json")
+        if self.report is not None and self.report.is_dir():
+            raise ValueError(f"expected --report FILE.json, got the folder {self.report}; name a file in it")
         if self.report is not None and not self.report.absolute().parent.is_dir():
             raise ValueError(f"expected --report in a folder that exists, got {self.report}; make the folder first")
         if asked == SAME and STREAM in self.paths:
@@ -59,12 +68,28 @@ class Request:
         if self.to_stdout and sys.stdout.isatty():
             raise ValueError("expected stdout to be a file or a pipe, got a terminal; give -o FILE, or redirect with >")
 
+    def check_report(self, files: Iterable[Path]) -> None:
+        """Refuse a report that would replace one of these files: inputs, outputs, records.
+
+        Raises:
+            ValueError: it would.
+        """
+        if self.report is None:
+            return
+        resolved, seen = os.path.realpath(self.report), file_key(self.report)
+        for file in files:
+            if os.path.realpath(file) == resolved or (seen is not None and file_key(file) == seen):
+                raise ValueError(
+                    f"expected --report a file of its own, got {self.report}, which is {file}; give another name"
+                )
+
     def content(self) -> dict[str, Any]:
         """Return it for the report."""
         return {
             "paths": list(self.paths),
             "output": self.output,
             "overwrite": self.overwrite,
+            "max_pixels": self.max_pixels,
             **asdict(self.settings),
         }
 

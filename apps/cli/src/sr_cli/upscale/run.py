@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from sr_cli.main import one_line
 from sr_cli.upscale.job import Resolver, check_steps, read_source, restore
 from sr_cli.upscale.plan import Found, Job, find, place
-from sr_cli.upscale.record import Record, judge, read_entries, remove_stale, stamp
+from sr_cli.upscale.record import RECORD, Record, Stamp, judge, read_entries, remove_stale, stamp
 from sr_cli.upscale.report import Entry, RunReport
 from sr_cli.upscale.request import Request, is_lossy
 from sr_cli.upscale.screen import Screen
@@ -25,6 +25,10 @@ from sr_data.pictures import Picture
 
 FAILED = 1
 INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
+
+
+class Unexpected(ValueError):
+    """A picture failed with an error that nobody thought of; the message has its type."""
 
 
 class Terminated(BaseException):
@@ -86,6 +90,7 @@ class _Run:
         request = self.request
         found = find(request.paths, request.output)
         jobs = self._place(found)
+        self._check_report(found, jobs)
         entries = [Entry(job.source.name, job.output) for job in jobs]
         failed = [Entry(name, "", "failed", error=error) for name, error in found.failed]
         self.identity = self.settings.identity()
@@ -117,9 +122,15 @@ class _Run:
         label = settings.label
         if label is None and request.output is None and not request.to_stdout:
             if request.alone:  # a bad picture is refused before the model is loaded
-                self._first = read_source(Job(found.sources[0], None))
+                self._first = self._read(Job(found.sources[0], None))
             label = f"x{self._model().scale}"
         return place(found.sources, request.output, label=label or "", suffix=suffix, alone=request.alone)
+
+    def _check_report(self, found: Found, jobs: list[Job]) -> None:
+        targets = [job.target for job in jobs if job.target is not None]
+        records = {job.root / RECORD for job in jobs if job.root is not None}
+        failed = [Path(name) for name, _ in found.failed]
+        self.request.check_report([*(job.source.path for job in jobs), *targets, *records, *failed])
 
     def _judge(self, jobs: list[Job], entries: list[Entry]) -> list[tuple[Job, Entry]]:
         """Return what is to be made; the entries of the others say why they are not."""
@@ -139,7 +150,7 @@ class _Run:
     def _prepare(self, todo: list[tuple[Job, Entry]], stack: ExitStack) -> None:
         """Load the model, take the records of the output folders, and clear away what a killed run left in them."""
         if self.request.alone and self._first is None:
-            self._first = read_source(todo[0][0])
+            self._first = self._read(todo[0][0])
         check_steps(self._model(), self.settings.steps)
         for root in {job.root for job, _ in todo if job.root is not None}:
             self._records[root] = stack.enter_context(Record(root))
@@ -160,17 +171,27 @@ class _Run:
             raise
         except Exception as error:
             entry.status, entry.error = "failed", _reason(error)
-            if self.request.alone or os.environ.get("SR_DISTILL_DEBUG"):
+            if os.environ.get("SR_DISTILL_DEBUG"):
                 raise
+            if self.request.alone:
+                raise _told(error, job) from error
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise  # so would all others
         else:
             self._tell_compute()
         self.screen.end(entry)
 
+    def _read(self, job: Job) -> tuple[Picture, Stamp]:
+        try:
+            return read_source(job, self.request.max_pixels)
+        except Exception as error:
+            if not self.request.alone or os.environ.get("SR_DISTILL_DEBUG"):
+                raise
+            raise _told(error, job) from error
+
     def _restore(self, job: Job, entry: Entry) -> None:
         settings = self.settings
-        picture, source = self._first or read_source(job)
+        picture, source = self._first or self._read(job)
         self._first = None
         height, width = picture.pixels.shape[:2]
         entry.input_size = (width, height)
@@ -235,6 +256,12 @@ class _Run:
         for entry in failed:
             self.screen.error(f"failed: {entry.line()}")
         return len(failed)
+
+
+def _told(error: Exception, job: Job) -> Exception:
+    """Return an error that ends in one line: the same, or one with the name of what nobody thought of."""
+    expected = isinstance(error, ValueError | OSError | ModuleNotFoundError)
+    return error if expected else Unexpected(f"{job.source.name}: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+import unicodedata
 from collections.abc import Callable
 from typing import Self
 
@@ -56,6 +57,7 @@ class Screen:
 
     def begin(self, name: str) -> None:
         """Show which picture is restored now."""
+        name = on_one_line(name)
         shown = name if len(name) <= 40 else f"...{name[-37:]}"
         self._bars.reset(self._one, description=shown.replace("[", r"\["), total=None, visible=True)
 
@@ -81,11 +83,20 @@ class Screen:
     def line(self, text: str) -> None:
         """Print something that is not an error."""
         if not self._quiet:
-            print(text, file=sys.stderr if self._to_stderr else sys.stdout, flush=True)
+            print(on_one_line(text), file=sys.stderr if self._to_stderr else sys.stdout, flush=True)
 
     def error(self, text: str) -> None:
         """Print something that is."""
-        print(text, file=sys.stderr, flush=True)
+        print(on_one_line(text), file=sys.stderr, flush=True)
+
+
+def on_one_line(text: str) -> str:
+    """Return a text with what would break the line, or cannot be printed, as its escape, such as ``\\n``."""
+    breaking = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in breaking else letter
+        for letter in text
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -10,12 +10,15 @@ from typing import Any
 
 from sr_models import store
 from sr_models.compute import choose_device, parse_dtype
+from sr_models.export import is_onnx, load_onnx
+from sr_models.export.backend import FILE
 from sr_models.hub import fetch
 from sr_models.options import Options
 
-FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff", "avif": ".avif"}
+FORMATS = {"png": ".png", "jpg": ".jpg", "webp": ".webp", "tiff": ".tiff", "avif": ".avif", "bmp": ".bmp"}
 """Names of ``--format`` and the suffixes they give."""
 SAME = "same"
+_ALIASES = {"jpeg": "jpg", "tif": "tiff"}
 BACKENDS = ("auto", "torch", "onnx")
 _WITHOUT_INFLUENCE = ("device", "batch", "compile")
 """Settings that change how it is computed and not what is asked for."""
@@ -47,12 +50,17 @@ class Settings:
     quality: int | None = None
 
     def __post_init__(self) -> None:
+        if self.format is not None:
+            plain = self.format.lower()
+            object.__setattr__(self, "format", _ALIASES.get(plain, plain))
         if self.format is not None and self.format not in (*FORMATS, SAME):
             raise ValueError(f"expected --format {', '.join(FORMATS)} or {SAME}, got {self.format!r}; use one of them")
         if self.quality is not None and not 1 <= self.quality <= 100:
             raise ValueError(f"expected --quality 1 to 100, got {self.quality}; 90 is usual")
         if self.backend not in BACKENDS:
             raise ValueError(f"expected --backend {', '.join(BACKENDS)}, got {self.backend!r}; use one of them")
+        if self.scale is not None and self.size is not None:
+            raise ValueError(f"expected --scale or --size, got both: {self.scale:g} and {self.size}; leave one out")
         choose_device(self.device)
         parse_dtype(self.dtype)
         self.options(1, 1)
@@ -88,7 +96,7 @@ class Settings:
         The weights are named by the hashes of their files, wherever they lie.
         """
         asked = {name: value for name, value in asdict(self).items() if name not in _WITHOUT_INFLUENCE}
-        return {**asked, "weights": _digest(self.weights)}
+        return {**asked, "weights": _digest(self.weights, self.backend)}
 
 
 def fitted(text: str, height: int, width: int) -> tuple[int, int]:
@@ -122,9 +130,13 @@ def _tile(text: str) -> int | None:
         raise ValueError(f"expected --tile auto or a number of pixels, got {text!r}; for example 256") from None
 
 
-def _digest(weights: str) -> str:
-    """Sha256 over a model folder's own hashes, or of a single file such as model.onnx."""
+def _digest(weights: str, backend: str) -> str:
+    """Sha256 of the file that is used, or over a model folder's own hashes."""
     path = Path(weights)
+    if backend == "onnx" or (backend == "auto" and is_onnx(weights)):
+        path = path if is_onnx(weights) else path / FILE  # config.json knows nothing of it
+        if not path.is_file():
+            load_onnx(weights)  # which says what is missing
     if path.is_file():
         return store.sha256(path)
     hashes = store.read_about(fetch(weights))["sha256"]
