@@ -59,7 +59,8 @@ def choose(
 
     With ``dtype="auto"`` the model restores a small picture on every path that the device is good at, unless it has
     done so before on this machine. Plain fp32 stays unless another path is 1.15 times as fast and its picture close
-    to fp32's (30 dB).
+    to fp32's (30 dB). A model without networks that torch computes, such as an ONNX file, takes plain fp32; with
+    ``device="auto"`` the CPU, where it cannot be moved to the other device.
 
     Args:
         model: moved to the device, eval mode.
@@ -69,8 +70,11 @@ def choose(
         clock: seconds; for tests.
 
     Raises:
-        ValueError: no such device or precision, or a precision that the device does not have.
+        ValueError: no such device or precision, or a precision that the device or the model does not have.
     """
+    if not model.tiled_networks:
+        choice = _outside_torch(model, device, dtype)
+        return _compiled(model, choice) if compile else choice
     where = choose_device(device) if isinstance(device, str) else device
     precision = parse_dtype(dtype)
     paths = candidates(where, precision)
@@ -100,10 +104,27 @@ def apply(model: Restorable, compute: Compute) -> None:
             network._compiled_call_impl = None  # takes back compile(), for which torch has no function
 
 
+def _outside_torch(model: Restorable, device: str | torch.device, dtype: str) -> Choice:
+    """Plain fp32: autocast and layouts do not reach a model that something else than torch computes."""
+    if parse_dtype(dtype) not in (None, torch.float32):
+        raise ValueError(
+            f"expected dtype auto or fp32 for an ONNX file, which is computed in fp32, got {dtype}; use fp32"
+        )
+    choice = Choice(Compute(choose_device(device) if isinstance(device, str) else device))
+    try:
+        apply(model, choice.compute)
+    except ValueError:
+        if device != "auto" or choice.compute.device.type == "cpu":
+            raise
+        choice = Choice(Compute(torch.device("cpu")))
+        apply(model, choice.compute)
+    return choice
+
+
 def _compiled(model: Restorable, choice: Choice) -> Choice:
     """The choice with compiled networks, if they compile."""
     if not model.tiled_networks:
-        return replace(choice, notes=(*choice.notes, f"a {model.kind} of this kind has no networks to compile"))
+        return replace(choice, notes=(*choice.notes, "not compiled: torch does not compute this model"))
     compute = replace(choice.compute, compiled=True)
     apply(model, compute)
     try:
@@ -113,7 +134,9 @@ def _compiled(model: Restorable, choice: Choice) -> Choice:
         apply(model, choice.compute)
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         return replace(choice, notes=(*choice.notes, f"not compiled: {reason}"))
-    return replace(choice, compute=compute)
+    # Not always all networks: the text-to-image student's transformer or U-Net is not among them.
+    names = ", ".join(dict.fromkeys(type(network).__name__ for network in _called(model)))
+    return replace(choice, compute=compute, notes=(*choice.notes, f"compiled: {names}"))
 
 
 def _called(model: Restorable) -> Iterator[nn.Module]:

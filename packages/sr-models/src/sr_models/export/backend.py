@@ -122,11 +122,14 @@ def load_onnx(name: str | os.PathLike[str]) -> OnnxModel:
     """
     path = Path(name) if is_onnx(name) else Path(name) / FILE
     if not path.is_file():
-        raise FileNotFoundError(
-            f"expected an ONNX file at {path}, got none; write it with: sr-distill export onnx {name} -o {path}"
-            if not is_onnx(name)
-            else f"expected an ONNX file, got {str(path)!r}, which does not exist; write it with sr-distill export onnx"
-        )
+        if is_onnx(name):
+            told = f"got {str(path)!r}, which does not exist; write it with sr-distill export onnx"
+        elif Path(name).is_dir():
+            told = f"got none at {path}; write it with: sr-distill export onnx {name} -o {path}"
+        else:
+            file = f"{Path(name).name}.onnx"
+            told = f"got {str(name)!r}; write it with: sr-distill export onnx {name} -o {file}, then --weights {file}"
+        raise FileNotFoundError(f"expected an ONNX file, {told}")
     session = open_session(path)
     written = session.get_modelmeta().custom_metadata_map.get("sr_models")
     about = json.loads(written) if written else {}

@@ -9,23 +9,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from sr_models.export.parts import Decode, OneStep, Part, Start, Step
+from sr_models.export.parts import Decode, FewSteps, OneStep, Part, Start, Step
 from sr_models.model import SRModel
 
 
 def build_graph(model: SRModel, steps: int, opset: int) -> Any:
     """Trace the model and return an ``onnx.ModelProto`` with inputs ``lr`` and ``noise`` and the output ``sr``.
 
-    The chain is a Loop whose body is the network: the file is no larger than that of one step.
+    A teacher's chain is a Loop whose body is the network, and a student's steps share its weights: the file is hardly
+    larger than that of one step.
 
     Args:
         model: on the CPU, float32, in eval mode.
-        steps: 1, or the T of a teacher.
+        steps: 1, the T of a teacher, or the number of a student's timesteps.
         opset: of the graph.
     """
     trace = _Tracer(model, steps, opset)
     if steps == 1:
         proto = trace(OneStep(model), ("lr", "noise"), "sr")
+    elif model.kind == "student":
+        proto = trace(FewSteps(model), ("lr", "noise"), "sr")
     else:
         pieces = {
             "start": trace(Start(model), ("lr", "noise"), "z_T"),

@@ -32,7 +32,7 @@ def export_onnx(
     Args:
         weights: name of a shipped model or a model folder.
         output: a file that does not exist yet, ending in ``.onnx``.
-        steps: 1, or a teacher's T; None: the model's usual one.
+        steps: 1, a teacher's T or the number of a student's timesteps; None: the model's usual one.
         opset: of the graph, 17 to 20.
 
     Returns:
@@ -90,7 +90,7 @@ def to_onnx(model: SRModel, steps: int, *, opset: int = OPSET, provenance: dict[
         model: on the CPU, float32, in eval mode.
         steps: one of its ``steps``.
         opset: of the graph.
-        provenance: where the weights come from; ``licence`` becomes a property of its own.
+        provenance: where the weights come from; its ``licence`` also becomes the metadata's own ``licence``.
     """
     proto = build_graph(model, steps, opset)
     shape = model.noise_shape(1, model.lr_multiple, model.lr_multiple, steps)
@@ -110,7 +110,7 @@ def to_onnx(model: SRModel, steps: int, *, opset: int = OPSET, provenance: dict[
             "rule": "(fields, batch, channels, height * scale / latent_factor, width * scale / latent_factor), N(0, 1)",
         },
         "quantized": model.autoencoder.codebook is not None,
-        "licence": provenance.get("licence", provenance.get("license", "that of the weights")),
+        "licence": provenance.get("licence", provenance.get("license", "not stated")),
         "versions": _versions(),
         "provenance": provenance,
     }

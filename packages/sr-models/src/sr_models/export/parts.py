@@ -1,4 +1,4 @@
-"""A model cut into the pieces that are traced: whole for one step, in three for the chain.
+"""A model cut into the pieces that are traced: whole for a student or one step, in three for a teacher's chain.
 
 The schedule's coefficients become constant tables. They are read off the schedule's own functions, which are linear
 in their arrays, so that no formula stands here a second time.
@@ -62,6 +62,46 @@ class OneStep(Part):
         z_0 = self.predict(self.start(lr, noise[0, :, : self.channels]), lr, last, epsilon)
         pixels: Tensor = self.autoencoder.decode(z_0)
         return pixels
+
+
+class FewSteps(Part):
+    """The whole model of a student with all its timesteps, one after the other; the weights are shared."""
+
+    clean: Tensor
+    prior: Tensor
+    marginal_spread: Tensor
+
+    def __init__(self, model: SRModel) -> None:
+        super().__init__(model)
+        assert model.config.student_timesteps is not None
+        self.timesteps = model.config.student_timesteps
+        schedule = model.config.schedule.build()
+        t = torch.tensor(self.timesteps)
+        one, zero = torch.ones(len(t), 1, 1, 1), torch.zeros(len(t), 1, 1, 1)
+        tables = {
+            "clean": schedule.marginal(one, zero, t).mean,
+            "prior": schedule.marginal(zero, one, t).mean,
+            "marginal_spread": schedule.marginal(one, one, t).variance.sqrt(),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    def forward(self, lr: Tensor, noise: Tensor) -> Tensor:
+        """(B, 3, h, w), noise (N, B, C, H, W) in the order of use -> SR images, not clamped."""
+        z_y: Tensor = self.autoencoder.encode(upsample(lr, self.scale))
+        z_t = z_y + self.prior_spread * noise[0, :, : self.channels]
+        z_0 = self._predict_at(len(self.timesteps) - 1, z_t, lr, noise[0])
+        for use, place in enumerate(reversed(range(len(self.timesteps) - 1)), start=1):
+            mean = self.clean[place] * z_0 + self.prior[place] * z_y
+            z_t = mean + self.marginal_spread[place] * noise[use, :, : self.channels]
+            z_0 = self._predict_at(place, z_t, lr, noise[use])
+        pixels: Tensor = self.autoencoder.decode(z_0)
+        return pixels
+
+    def _predict_at(self, place: int, z_t: Tensor, lr: Tensor, noise: Tensor) -> Tensor:
+        """Prediction of z_0 at a place in the student's timesteps; noise (B, C, H, W)."""
+        epsilon = noise[:, self.channels :] if self.unet.config.noise_channels else None
+        return self.predict(z_t, lr, torch.tensor([self.timesteps[place] - 1], device=lr.device), epsilon)
 
 
 class Start(Part):

@@ -21,6 +21,7 @@ from torch import Tensor
 from resshift_core import student_timesteps
 from sr_models import store
 from sr_models.autoencoder import AutoencoderConfig, VQAutoencoder
+from sr_models.compute.paths import DTYPES as SHORT_DTYPES
 from sr_models.model import Kind, ModelConfig, ScheduleConfig, SRModel
 from sr_models.published.provenance import is_student_name, resshift_source, write_card
 from sr_models.published.reference_sizes import autoencoder_sizes, messages, swin_unet_sizes
@@ -28,7 +29,7 @@ from sr_models.published.weight_files import FAMILIES, SUFFIXES, WeightFile, rea
 from sr_models.reference import autoencoder_tensors, swin_unet_tensors
 from sr_models.swin_unet import SwinUNet, SwinUNetConfig
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES = {**SHORT_DTYPES, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RGB = 3
 PUBLISHED_SCALE = 4
 PUBLISHED_STUDENT_STEPS = 4
@@ -49,7 +50,7 @@ class Settings:
         base: base of a text-to-image student: diffusers folder, hub id or shipped name.
         prompt: folder with its prompt: ``prompt_embeds.pt`` and ``pool_embeds.pt``, or one of ours.
         licence: of the weights.
-        dtype: of the stored tensors: float32, float16 or bfloat16.
+        dtype: of the stored tensors: fp32, bf16 or fp16; the long names, as float32, too.
         offline: never ask a hub.
     """
 
@@ -63,7 +64,7 @@ class Settings:
     base: str | None = None
     prompt: Path | None = None
     licence: str | None = None
-    dtype: str = "float32"
+    dtype: str = "fp32"
     offline: bool = False
 
     def __post_init__(self) -> None:
@@ -71,6 +72,8 @@ class Settings:
             raise ValueError(f"expected kind teacher or student, got {self.kind!r}; give one of them")
         if self.dtype not in DTYPES:
             raise ValueError(f"expected dtype {', '.join(DTYPES)}, got {self.dtype!r}; give one of them")
+        if self.scale is not None and self.scale < 1:
+            raise ValueError(f"expected a scale of 1 or more, got {self.scale}; leave it out for the published one")
 
 
 def import_weights(
@@ -232,7 +235,9 @@ def _model_config(unet: SwinUNetConfig, autoencoder: AutoencoderConfig, settings
         schedule = ScheduleConfig(num_steps=settings.steps, kappa=settings.kappa)
         times = None
         if unet.noise_channels:
-            wanted = settings.student_steps or min(PUBLISHED_STUDENT_STEPS, schedule.num_steps)
+            wanted = settings.student_steps
+            if wanted is None:
+                wanted = min(PUBLISHED_STUDENT_STEPS, schedule.num_steps)
             times = student_timesteps(schedule.num_steps, wanted)
         return ModelConfig(scale=scale, schedule=schedule, unet=unet, autoencoder=autoencoder, student_timesteps=times)
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -74,7 +75,10 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Listed:
-    """A line of the list of models; ``parameters`` and ``bytes`` are those of its own files."""
+    """A line of the list of models; ``parameters`` and ``bytes`` are those of its own files.
+
+    ``kind`` is ``unreadable`` for a folder whose ``config.json`` is wrong.
+    """
 
     name: str
     kind: str
@@ -163,21 +167,61 @@ def _inspect_onnx(path: Path) -> Inspection:
         (one.name, tuple(one.dims), onnx.TensorProto.DataType.Name(one.data_type).lower())
         for one in model.graph.initializer
     ]
+    entries = {one.key: one.value for one in model.metadata_props}
+    about = _exported(entries.pop("sr_models", ""))
+    provenance = about.pop("provenance", None) or {}
+    stated = about.pop("licence", UNSTATED)
     sizes = {
         "opset": max((one.version for one in model.opset_import if not one.domain), default=0),
         "inputs": [one.name for one in model.graph.input],
         "outputs": [one.name for one in model.graph.output],
-        **{one.key: one.value for one in model.metadata_props},
+        **about,
+        **entries,
     }
     parts = [Part(path.name, "graph", len(weights), sum(math.prod(shape) for _, shape, _ in weights), _dtypes(weights))]
     digest = {path.name: {"digest": store.sha256(path), "state": "not recorded"}}
-    licence = str(sizes.get("licence", UNSTATED))
-    return Inspection(str(path), "ONNX graph", "onnx", path.stat().st_size, parts, sizes, licence, None, digest)
+    source = {"weights": provenance["weights"]} if "weights" in provenance else {}
+    if made := provenance.get("source", provenance.get("command")):
+        source["made"] = made
+    return Inspection(
+        str(path), "ONNX graph", "onnx", path.stat().st_size, parts, sizes, str(stated), source or None, digest
+    )
+
+
+def _exported(text: str) -> dict[str, Any]:
+    """What ``sr-distill export onnx`` wrote into a graph; nothing for a graph of something else."""
+    try:
+        about = json.loads(text)
+    except ValueError:
+        return {}
+    return about if isinstance(about, dict) and isinstance(about.get("provenance", {}), dict) else {}
+
+
+def read_folder(folder: Path) -> dict[str, Any]:
+    """Content of ``config.json``, with entries of the kinds that are read here, and files inside of the folder.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: not a ``config.json`` of ours, or one with a wrong entry.
+    """
+    content = store.read_config(folder)
+    kinds = {"kind": str, "model": dict, "t2i": dict, "about": dict}
+    wrong = [key for key, kind in kinds.items() if content.get(key) is not None and not isinstance(content[key], kind)]
+    if not wrong and not isinstance((content.get("about") or {}).get("licence", UNSTATED), str):
+        wrong = ["about.licence"]
+    if wrong:
+        raise ValueError(f"expected a valid {folder / store.CONFIG}, got a wrong {wrong[0]}; restore the folder")
+    for file in content["sha256"]:
+        if Path(file).is_absolute() or ".." in Path(file).parts:
+            raise ValueError(
+                f"expected files of {folder} in its {store.CONFIG}, got {file!r}, which is outside; restore the folder"
+            )
+    return content
 
 
 def _inspect_folder(name: str, folder: Path) -> Inspection:
-    content = store.read_config(folder)
-    about = content.get("about", {})
+    content = read_folder(folder)
+    about = content.get("about") or {}
     keys = ("model", "autoencoder", "autoencoder_from", "t2i")
     hashes = {
         file: {"digest": store.sha256(folder / file) if (folder / file).is_file() else "", "state": ""}
@@ -200,13 +244,20 @@ def _inspect_folder(name: str, folder: Path) -> Inspection:
 
 
 def _listed(name: str, folder: Path) -> Listed:
-    content = store.read_config(folder)
-    scale = content.get("model", content.get("t2i", {})).get("scale")
+    try:
+        return _described(name, folder)
+    except (ValueError, OSError):  # one bad folder must not hide the others; inspecting it says what is wrong
+        return Listed(name, "unreadable", None, 0, _bytes(folder), UNSTATED)
+
+
+def _described(name: str, folder: Path) -> Listed:
+    content = read_folder(folder)
+    scale = (content.get("model") or content.get("t2i") or {}).get("scale")
     counted = sum(
         math.prod(shape) for file in _network_files(folder, content) for _, shape, _ in _headers(folder / file)
     )
     return Listed(
-        name, content["kind"], scale, counted, _bytes(folder), content.get("about", {}).get("licence", UNSTATED)
+        name, content["kind"], scale, counted, _bytes(folder), (content.get("about") or {}).get("licence", UNSTATED)
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sr_models import store
-from sr_models.published.inspecting import inspect
+from sr_models.published.inspecting import inspect, read_folder
 from sr_models.published.weight_files import read_weights, some
 
 
@@ -58,7 +58,7 @@ def verify(name: str | os.PathLike[str], base: str | None = None, *, offline: bo
     path = Path(name)
     if path.is_file():
         step("readable, numbers finite", lambda: _check_file(path))
-    elif step("config.json", lambda: store.read_config(name)):
+    elif step("config.json", lambda: read_folder(store.find(name))):
         folder, content = store.find(name), store.read_config(name)
         for file in content["sha256"]:
             step(f"sha256 of {file}", partial(store.check_file, folder, file, content))

@@ -85,9 +85,8 @@ def read_weights(path: Path) -> WeightFile:
             f"{name}.{key}": value
             for name, part in zip(("unet", "vae"), parts, strict=True)
             for key, value in part.items()
-            if isinstance(value, Tensor)
         }
-        return WeightFile(path, "osediff", tensors, "pickle")
+        return _of_tensors(path, tensors, "pickle", "osediff")
     inner = content.get("state_dict", content)
     if not isinstance(inner, dict) or not all(isinstance(name, str) for name in inner):
         raise ValueError(f"expected a dictionary of named tensors in {path}, got something else; give another file")
@@ -100,13 +99,13 @@ def some(names: Iterable[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
-def _of_tensors(path: Path, tensors: Mapping[str, Any], stored: str) -> WeightFile:
+def _of_tensors(path: Path, tensors: Mapping[str, Any], stored: str, family: Family | None = None) -> WeightFile:
     others = [f"{name} ({type(value).__name__})" for name, value in tensors.items() if not isinstance(value, Tensor)]
     if others or not tensors:
         raise ValueError(
             f"expected tensors alone in {path}, got {some(others) if others else 'none'}; give the file of weights"
         )
-    return WeightFile(path, _recognise(tensors), tensors, stored)
+    return WeightFile(path, family or _recognise(tensors), tensors, stored)
 
 
 def _recognise(tensors: Mapping[str, Tensor]) -> Family:

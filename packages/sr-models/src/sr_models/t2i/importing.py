@@ -46,7 +46,9 @@ def import_adapters(
     paths = [file.path for file in files.values()]
     prompt, place = _prompt(base, settings.prompt, {path.parent for path in paths})
     say(f"prompt from {place}")
-    student = T2IStudent(base, *recipes, prompt, settings.scale or PUBLISHED_SCALE, _tile(base))
+    student = T2IStudent(
+        base, *recipes, prompt, PUBLISHED_SCALE if settings.scale is None else settings.scale, _tile(base)
+    )
     parameters = {
         part: sum(value.numel() for name, value in student.parameters().items() if name.startswith(f"{part}."))
         for part in ("network", "vae")
