@@ -12,10 +12,12 @@ from sr_models import SuperResolver, hub, store
 
 
 def test_names_and_folders_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("huggingface_hub")
     assert hub.fetch("tiny-student") == store.shipped()["tiny-student"]
     shutil.copytree(store.shipped()["tiny-autoencoder"], tmp_path / "a" / "b")
     monkeypatch.chdir(tmp_path)
     assert hub.fetch("a/b") == Path("a/b")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the hub"))
     for name in ("nothing", "a/b/c", tmp_path / "x" / "y", "../a", "a/typo"):
         with pytest.raises(FileNotFoundError, match="expected a model folder"):
             hub.fetch(name)

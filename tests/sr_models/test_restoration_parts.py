@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from sr_models.restoration import color
 from sr_models.restoration.fidelity import back_project, downscale
 from sr_models.restoration.noise import NoiseField
+from sr_models.restoration.norms import SharedNorms
 from sr_models.restoration.rows import RowResampler, enlarge_rows, resample, to_float, to_levels
 
 
@@ -25,6 +26,12 @@ def test_any_part_of_the_noise_is_the_same(top: int, height: int, left: int, wid
     part = field.crop(slice(top, top + height), slice(left, left + width))
     assert torch.equal(part, whole[..., top : top + height, left : left + width])
     assert part.shape == (2, 1, 3, height, width)
+
+
+def test_noise_stays_as_it_is() -> None:
+    """Pictures made by earlier versions come back from their seed: these numbers must not change."""
+    field = NoiseField(0, 1, 1)
+    assert field.crop(slice(64, 65), slice(0, 1)).item() == pytest.approx(-0.14091189, abs=1e-6)
 
 
 def test_noise_is_standard_normal_and_independent() -> None:
@@ -73,6 +80,58 @@ def test_resampling_keeps_few_rows() -> None:
         assert resampler._kept is not None
         kept.append(len(resampler._kept))
     assert max(kept) < 25
+
+
+@pytest.mark.parametrize("rows", [13, 90])
+def test_rows_from_the_middle(rows: int) -> None:
+    image = np.random.default_rng(0).random((60, 5, 1), np.float32)
+    part = enlarge_rows(image, (rows, 7), rows // 3, rows // 2)
+    np.testing.assert_allclose(part, resample(image, (rows, 7))[rows // 3 : rows // 2], atol=2e-5)
+
+
+def measured(norm: nn.GroupNorm, *passes: Tensor) -> SharedNorms:
+    norms = SharedNorms([norm])
+    for x in passes:
+        with norms.measuring():
+            norm(x)
+    return norms
+
+
+def test_later_passes_weigh_more() -> None:
+    norm, spread = nn.GroupNorm(1, 1), torch.tensor([-1.0, 1.0]).view(1, 1, 1, 2)
+    with measured(norm, spread, spread + 3).used():  # mean (1 * 0 + 2 * 3) / 3
+        assert norm(torch.full((1, 1, 1, 1), 2.0)).abs() < 1e-4
+
+
+def test_flat_pictures_have_no_negative_variance() -> None:
+    for level in torch.linspace(900, 1100, 60):
+        norm, x = nn.GroupNorm(1, 1), level.expand(1, 1, 2, 2)
+        with measured(norm, x, x).used():
+            assert norm(x).isfinite().all()
+
+
+def test_norms_that_overflow_are_seen() -> None:
+    assert not measured(nn.GroupNorm(1, 1), torch.full((1, 1, 2, 2), 3e30)).finite()
+    assert measured(nn.GroupNorm(1, 1), torch.full((1, 1, 2, 2), 3.0)).finite()
+
+
+def test_norms_of_half_precision_are_computed_in_float32() -> None:
+    norm, x = nn.GroupNorm(1, 1).bfloat16(), (100 + torch.arange(16.0)).view(1, 1, 4, 4).bfloat16()
+    with measured(norm, x).used():
+        assert (norm(x).float() - F.group_norm(x.float(), 1)).abs().max() < 0.02
+
+
+def test_color_statistics_are_those_of_all_parts() -> None:
+    statistics, whole = color.ColorStatistics(), torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    statistics.add(whole[:3], whole[:3] * 2)
+    statistics.add(whole[3:], whole[3:] * 2)
+    mean, std, lr_mean, _ = statistics.moments()
+    torch.testing.assert_close(mean, whole.mean((0, 2, 3), keepdim=True))
+    torch.testing.assert_close(std, whole.std((0, 2, 3), keepdim=True, correction=0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(lr_mean, 2 * mean)
+    flat = color.ColorStatistics()
+    flat.add(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4))
+    assert all((value > 0).all() for value in flat.moments()[1::2])
 
 
 def images(size: int = 48, seed: int = 0) -> tuple[Tensor, Tensor]:

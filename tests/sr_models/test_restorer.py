@@ -106,6 +106,9 @@ def test_pil_modes(student: SuperResolver) -> None:
     see_through = image.convert("L")
     see_through.info["transparency"] = 40
     assert student.upscale(see_through).mode == "LA"
+    assert student.upscale(image.convert("LA").convert("PA")).mode == "RGBA"
+    image.info["xmp"] = b"<x/>"
+    assert student.upscale(image).info["xmp"] == b"<x/>"
     for mode in ("I", "F", "CMYK", "LAB"):
         with pytest.raises(ValueError, match=f"expected a picture of grey or RGB in 8 or 16 bits, got mode {mode!r}"):
             student.upscale(Image.new(mode, (4, 4)))
@@ -195,6 +198,7 @@ def test_tensors(student: SuperResolver) -> None:
     sr = student.upscale(lr, seed=3)
     assert (sr.shape, sr.dtype, sr.device.type) == ((3, 32, 44), torch.float32, "cpu")
     assert np.abs(((sr + 1) * 127.5).permute(1, 2, 0).numpy() - student.upscale(image, seed=3)).max() < 0.51
+    assert torch.equal(student.upscale(lr.clone().requires_grad_(), seed=3), sr)
     batch = student.upscale(torch.stack([other, lr, lr]), seed=3)
     assert batch.shape == (3, 3, 32, 44)
     assert torch.equal(batch[1], sr)
@@ -238,6 +242,9 @@ def test_other_sizes_are_the_models_own_resampled(student: SuperResolver) -> Non
     [
         ({"scale": 0}, "expected a positive scale, got 0"),
         ({"scale": float("nan")}, "expected a positive scale, got nan"),
+        ({"scale": float("inf")}, "expected a positive scale, got inf"),
+        ({"fidelity": -0.1}, "expected fidelity from 0 to 1, got -0.1"),
+        ({"fidelity": float("nan")}, "expected fidelity from 0 to 1, got nan"),
         ({"scale": 2, "size": (4, 4)}, "expected scale or size, got scale=2 and size="),
         ({"size": (0, 4)}, "expected a size of at least 1x1, got"),
         ({"seed": -1}, "expected a seed of 0 or more, got -1"),
@@ -365,6 +372,26 @@ def test_a_student_of_several_times(build_model: Build) -> None:
     out = resolver.upscale(image, seed=5, steps=2)
     assert np.abs(out - expected.movedim(0, -1).numpy()).max() < 0.51
     assert not np.array_equal(out, resolver.upscale(image, seed=5))
+
+
+@torch.no_grad()
+def test_a_student_takes_its_times_from_the_noisiest_down(build_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser, seen = build_model("student").denoiser, list[int]()
+
+    def watched(self: object, z_t: torch.Tensor, lr: object, t: torch.Tensor, noise: object = None) -> torch.Tensor:
+        seen.append(int(t[0]))
+        return z_t
+
+    monkeypatch.setattr(type(denoiser), "__call__", watched)
+    z = torch.zeros(1, 3, 8, 8)
+    denoiser.few_steps(z, z, (1, 2, 3), [z] * 3, [None] * 3)
+    assert seen == [3, 2, 1]
+
+
+def test_what_a_model_says_of_its_tiles(build_model: Build) -> None:
+    model = build_model("student")
+    assert {id(network) for network in model.tiled_networks} == {id(model.unet), id(model.autoencoder)}
+    assert model.bytes_per_pixel == 6 * 4 * model.config.autoencoder.base_channels * 4**2
 
 
 @pytest.mark.parametrize("times", [(1, 2), (3, 1), (1, 1, 3), (0, 3), ()])

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from sr_models import Options, SRModel, SuperResolver
@@ -194,6 +195,56 @@ def test_norms_forget_nothing(build_model: Build) -> None:
 
 def _raise() -> None:
     raise RuntimeError("interrupted")
+
+
+class Loud(Local):
+    """Goes beyond the range of pixels."""
+
+    def restore(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
+        return 4 * super().restore(lr, noise, steps)
+
+
+class Clamped(Loud):
+    def restore(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
+        return super().restore(lr, noise, steps).clamp(-1, 1)
+
+
+@pytest.mark.parametrize(("name", "tile"), [("wavelet", 0), ("adain", 0), ("adain", 48)])
+def test_colours_are_corrected_within_the_range_of_pixels(name: str, tile: int) -> None:
+    lr = torch.rand(3, 48, 96, generator=torch.Generator().manual_seed(0)) * 1.6 - 0.8
+    loud, clamped = (SuperResolver(model).upscale(lr, color=name, tile=tile) for model in (Loud(), Clamped()))
+    assert torch.equal(loud, clamped)
+
+
+def test_alpha_of_every_band_is_its_own() -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (40, 8, 4), dtype=np.uint8)
+    wanted = np.asarray(Image.fromarray(rgba[..., 3].astype(np.float32)).resize((32, 160), Image.Resampling.BICUBIC))
+    assert np.abs(SuperResolver(Local()).upscale(rgba)[..., 3] - wanted.clip(0, 255)).max() <= 0.51
+
+
+def test_pieces_that_do_not_fit_are_cut_where_they_are() -> None:
+    """Without memory for a piece its parts keep their places in the picture."""
+
+    class Few(Local):
+        def restore(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
+            if lr.shape[-1] * lr.shape[-2] > 50 * 50:
+                raise MemoryError("out of memory")
+            return super().restore(lr, noise, steps)
+
+    for size in ((300, 96), (96, 300)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tiles, "BUDGET", {"cpu": 96 * 96 * Local.bytes_per_pixel})
+            patch.setattr(tiles, "SIDES", (96,))
+            whole, cut = (SuperResolver(model).upscale(picture(*size)) for model in (Local(), Few()))
+            assert np.abs(cut.astype(int) - whole).max() <= 1
+
+
+def test_sides_and_crops() -> None:
+    assert tiles.auto_tile(999, 999, 2**40, "cpu") == tiles.SIDES[-1]
+    crops = [crop for one in tiles.crops_for_norms(2048, 256, 128, 16) for crop in one]
+    assert len({rows.start for rows, _ in crops}) > 2 * len({columns.start for _, columns in crops})
+    across = sorted({columns.start for _, columns in crops} | {columns.stop for _, columns in crops})
+    assert abs(across[0] - (256 - across[-1])) <= 16
 
 
 def test_thin_pictures_count_with_their_padding(monkeypatch: pytest.MonkeyPatch) -> None:
