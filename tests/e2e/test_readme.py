@@ -28,6 +28,7 @@ KNOWN: dict[str, list[str] | None] = {
     "sr-distill train rsd --print-config > run.yaml": [],
     "sr-distill train rsd --config run.yaml": SMALL,
     "sr-distill upscale photo.jpg": [],
+    "sr-distill upscale photos/ -o large/ --report run.json": [],
     "sr-distill upscale photo.jpg -o out.png --weights runs/rsd-tiny-001/model": [],
     "sr-bench ablation rsd --out ablation --set lpips.backbone=random": None,  # test_bench_training
     "sr-bench ablation objectives --out objectives --set lpips.backbone=random": None,
@@ -78,7 +79,10 @@ def test_the_commands_of_a_readme_run_in_order(run: Any, repository: Path, workp
         assert outcome.code == 0, (command, outcome.err)
         if written:
             (workplace / written).write_text(outcome.out)
-        if " upscale " in command:
+        if " photos/ -o large/ " in command:
+            assert {path.name for path in Path("large").glob("[!.]*")} == {"a.png", "b.png"}
+            assert Path("run.json").is_file()
+        elif " upscale " in command:
             path = Path("out.png" if "-o out.png" in command else "photo_x4.png")
             with Image.open(path) as image:
                 assert image.size == (120, 88)
