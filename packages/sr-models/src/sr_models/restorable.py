@@ -57,3 +57,30 @@ class Restorable(Protocol):
     def restore(self, lr: Tensor, noise: Tensor, steps: int) -> Tensor:
         """LR images, pixels [-1, 1], (B, 3, h, w) of whole multiples, to SR images, not clamped."""
         ...
+
+
+class Stepping(Protocol):
+    """What has a number of steps to choose from."""
+
+    @property
+    def kind(self) -> str:
+        """What it is called in errors."""
+        ...
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The numbers, the usual one first."""
+        ...
+
+
+def choose_steps(model: Stepping, steps: int | None) -> int:
+    """Return the number of network evaluations: what is asked for, or what is usual for the model.
+
+    Raises:
+        ValueError: a number that the model does not have.
+    """
+    chosen = model.steps[0] if steps is None else steps
+    if chosen not in model.steps:
+        choice = " or ".join(str(option) for option in sorted(model.steps))
+        raise ValueError(f"expected steps={choice} for this {model.kind}, got {chosen}")
+    return chosen

@@ -17,6 +17,7 @@ from sr_cli.upscale.report import Entry
 from sr_data.pictures import Picture, read_picture
 from sr_data.writers import PictureWriter
 from sr_models.options import Options, Report
+from sr_models.restorable import Stepping
 
 TileProgress = Callable[[int, int], None]
 
@@ -35,25 +36,11 @@ class Bands(Protocol):
         ...
 
 
-class Model(Protocol):
-    """What is asked of a resolver's model; see :class:`sr_models.restorable.Restorable`."""
-
-    @property
-    def kind(self) -> str:
-        """What it is called in errors."""
-        ...
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Numbers of network evaluations that it can restore in."""
-        ...
-
-
 class Resolver(Protocol):
     """What is asked of :class:`sr_models.SuperResolver` here."""
 
     @property
-    def model(self) -> Model:
+    def model(self) -> Stepping:
         """The model that restores."""
         ...
 
@@ -65,18 +52,6 @@ class Resolver(Protocol):
     def stream(self, pixels: Any, options: Options | None = None, progress: TileProgress | None = None) -> Bands:
         """Restore (H, W, C) uint8 or uint16 band by band."""
         ...
-
-
-def check_steps(resolver: Resolver, steps: int | None) -> None:
-    """Refuse what the model cannot do with any picture, before the first one.
-
-    Raises:
-        ValueError: a number of steps that the model does not have.
-    """
-    model = resolver.model
-    if steps is not None and steps not in model.steps:
-        possible = " or ".join(str(number) for number in sorted(model.steps))
-        raise ValueError(f"expected steps={possible} for this {model.kind}, got {steps}")
 
 
 def read_source(job: Job, max_pixels: int | None = None) -> tuple[Picture, Stamp]:

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, BinaryIO
 
 from sr_cli.main import one_line
-from sr_cli.upscale.job import Resolver, check_steps, read_source, restore
+from sr_cli.upscale.job import Resolver, read_source, restore
 from sr_cli.upscale.plan import Found, Job, find, place
 from sr_cli.upscale.record import RECORD, Record, Stamp, judge, read_entries, remove_stale, stamp
 from sr_cli.upscale.report import Entry, RunReport
@@ -22,6 +22,7 @@ from sr_cli.upscale.request import Request, is_lossy
 from sr_cli.upscale.screen import Screen
 from sr_cli.upscale.settings import FORMATS, Settings
 from sr_data.pictures import Picture
+from sr_models.restorable import choose_steps
 
 FAILED = 1
 INTERRUPTED = {signal.SIGINT: 130, signal.SIGTERM: 143}
@@ -151,7 +152,7 @@ class _Run:
         """Load the model, take the records of the output folders, and clear away what a killed run left in them."""
         if self.request.alone and self._first is None:
             self._first = self._read(todo[0][0])
-        check_steps(self._model(), self.settings.steps)
+        choose_steps(self._model().model, self.settings.steps)  # before the first picture, not with each of them
         for root in {job.root for job, _ in todo if job.root is not None}:
             self._records[root] = stack.enter_context(Record(root))
         remove_stale(job.target for job, _ in todo if job.root is not None and job.target is not None)

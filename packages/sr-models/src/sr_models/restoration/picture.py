@@ -14,7 +14,7 @@ from torch import Tensor
 from sr_models.compute.paths import NAMES, Compute
 from sr_models.geometry import padded_part, round_up, scaled, tile_ramps
 from sr_models.options import Options, Report
-from sr_models.restorable import Restorable
+from sr_models.restorable import Restorable, choose_steps
 from sr_models.restoration import rows as row
 from sr_models.restoration import tiles
 from sr_models.restoration.engine import Engine
@@ -81,7 +81,7 @@ def restoration(
         progress: told about tiles.
     """
     height, width, channels = pixels.shape
-    steps, tile, notes = _steps(model, options.steps), *_tile(model, compute, options, (height, width))
+    steps, tile, notes = choose_steps(model, options.steps), *_tile(model, compute, options, (height, width))
     report = Report(
         scale=model.scale,
         seed=options.seed,
@@ -98,14 +98,6 @@ def restoration(
     finish = _Finish(pixels, target, model.scale, report)
     bands = finish.bands(_native_rows(model, compute, finish.color, options, report, progress))
     return Restoration(bands, (*target, channels), pixels.dtype, report)
-
-
-def _steps(model: Restorable, steps: int | None) -> int:
-    chosen = model.steps[0] if steps is None else steps
-    if chosen not in model.steps:
-        choice = " or ".join(str(option) for option in sorted(model.steps))
-        raise ValueError(f"expected steps={choice} for this {model.kind}, got {chosen}")
-    return chosen
 
 
 def _tile(model: Restorable, compute: Compute, options: Options, size: tuple[int, int]) -> tuple[int, list[str]]:
