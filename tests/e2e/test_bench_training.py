@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from sr_bench import ablation
-from sr_bench.ablation import Photographs, jobs, run_ablation
+from sr_bench.ablation import jobs
+from sr_bench.ablation.run import Photographs, run_ablation
 from sr_bench.ablation.tables import OBJECTIVES, RSD, TSD, Ablation, Table
 from sr_bench.training import measure_training
 from sr_data.images import write_image

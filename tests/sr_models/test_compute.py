@@ -237,7 +237,7 @@ def test_other_circumstances_are_measured_again(change: str, monkeypatch: pytest
     elif change == "torch":
         monkeypatch.setattr(torch, "__version__", "99")
     elif change == "processor":
-        monkeypatch.setattr(compute_table, "_processor", lambda: "another")
+        monkeypatch.setattr(compute_table, "processor_name", lambda: "another")
     else:
         monkeypatch.setattr(compute_paths, "has_fast_bf16", lambda device: False)
     choose(model, "cpu", clock=model.clock)

@@ -158,7 +158,7 @@ def measure_photographs(method: str, photographs: Photographs, steps: int | None
     import numpy as np
     import pyiqa
 
-    from sr_bench.quality import METRICS, match, restorer, score
+    from sr_bench.quality.old import METRICS, match, restorer, score
     from sr_data.images import read_image
 
     pairs = match(photographs.lr_folder, photographs.hr_folder)

@@ -2,7 +2,7 @@
 
 from sr_models.compute.choice import Choice, apply, choose
 from sr_models.compute.paths import DTYPES, Compute, candidates, choose_device, has_fast_bf16, parse_dtype
-from sr_models.compute.table import Timing, cache_folder, fastest, measure
+from sr_models.compute.table import Timing, cache_folder, fastest, measure, processor_name
 
 __all__ = [
     "DTYPES",
@@ -18,4 +18,5 @@ __all__ = [
     "has_fast_bf16",
     "measure",
     "parse_dtype",
+    "processor_name",
 ]

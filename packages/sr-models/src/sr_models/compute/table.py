@@ -191,7 +191,7 @@ def _key(model: Restorable, paths: Sequence[Compute]) -> dict[str, Any]:
         "model": _fingerprint(model),
         "scale": model.scale,
         "paths": [path.describe() for path in paths],
-        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
+        "device": torch.cuda.get_device_name(device) if cuda else processor_name(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -210,7 +210,7 @@ def _fingerprint(model: Restorable) -> str:
     return digest.hexdigest()
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """Name of the CPU; the architecture where the system does not tell more."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

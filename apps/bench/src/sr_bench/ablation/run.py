@@ -1,0 +1,169 @@
+"""Miniature ablations: train the rows of a table over several seeds at equal cost, and measure them alike.
+
+Every (row, seed) is a job with a result file of its own; what is there already is not computed again. The cost of one
+step is counted for each row, and a row whose step costs more gets fewer steps.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from distill.config import DistillationRun, T2IRun, parse_assignment, resolve
+from distill.folder import write_text
+from distill.presets import preset
+from sr_bench.ablation.costs import StudentRun, cost_of
+from sr_bench.ablation.jobs import Figures, Job, Photographs, measure_photographs, work
+from sr_bench.ablation.page import Results, draw_figure, write_page
+from sr_bench.ablation.tables import ABLATIONS, Ablation, Variant
+from sr_bench.quality.old import match
+
+OWN_KEYS = ("terms", "steps", "seed", "ema_decay", "student_timesteps")
+"""What the ablation and its rows set themselves."""
+
+__all__ = ["ABLATIONS", "Photographs", "run_ablation"]
+
+
+def run_ablation(
+    name: str,
+    out: Path,
+    *,
+    updates: int,
+    seeds: int,
+    settings: Sequence[str],
+    photographs: Photographs | None,
+    jobs: int,
+    command: str,
+) -> Path:
+    """Train and measure all rows, and write ``table.md``, ``result.json`` and, where there is one, ``figure.png``.
+
+    Args:
+        name: of the ablation.
+        out: folder of the results; what it holds is not computed again.
+        updates: of the student in the base row; the others get as many as cost the same.
+        seeds: how many, 0, 1, ...
+        settings: ``key=value`` for all runs, such as ``lpips.backbone=random``.
+        photographs: to measure on besides the generated validation images.
+        jobs: trainings at the same time.
+        command: for the record.
+
+    Returns:
+        The table's file.
+
+    Raises:
+        ValueError: no such ablation, or settings that a row does not have.
+    """
+    if name not in ABLATIONS:
+        raise ValueError(f"expected an ablation of {', '.join(ABLATIONS)}, got {name!r}")
+    ablation = ABLATIONS[name]
+    configs = {key: _config(variant, settings) for key, variant in ablation.variants.items()}
+    if photographs is not None:
+        match(photographs.lr_folder, photographs.hr_folder)  # what does not fit is said before the first training
+    console = Console()
+    console.print("counting the cost of one step ...")
+    out.mkdir(parents=True, exist_ok=True)
+    costs = {key: cost_of(out, config) for key, config in configs.items()}
+    budget = updates * costs[ablation.base.key][ablation.cost]
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    todo: dict[str, list[tuple[Path, Job]]] = {}
+    for key, variant in ablation.variants.items():
+        steps = max(1, round(budget / costs[key][ablation.cost]))
+        todo[key] = [
+            (
+                out / "runs" / key / f"seed-{seed}.json",
+                Job(_for(configs[key], seed, steps, updates), variant.name, photographs, ablation.points, threads),
+            )
+            for seed in range(seeds)
+        ]
+    work(_seed_by_seed(todo, seeds), jobs, console)
+    runs = {key: [json.loads(path.read_text()) for path, _ in found] for key, found in todo.items()}
+    references = _references(out, ablation, configs[ablation.base.key], runs, photographs)
+    results = Results(runs, costs, references, command)
+    write_text(
+        out / "result.json", json.dumps({"references": references, "costs": costs, "runs": runs}, indent=1) + "\n"
+    )
+    if ablation.points > 1:
+        draw_figure(out / "figure.png", ablation, results)
+    text = write_page(ablation, results)
+    write_text(out / "table.md", text)
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+    return out / "table.md"
+
+
+def _config(variant: Variant, settings: Sequence[str]) -> StudentRun:
+    base = preset(variant.task, "tiny")
+    assert isinstance(base, DistillationRun | T2IRun)
+    for text in settings:
+        if text.partition("=")[0].partition(".")[0] in OWN_KEYS:
+            raise ValueError(f"expected settings that leave {', '.join(OWN_KEYS)} to the rows, got {text!r}; drop it")
+    layers = [parse_assignment(text) for text in ("tracker=none", "device=cpu", *settings, *variant.changes)]
+    try:
+        return resolve(base, layers)
+    except ValueError as error:
+        raise ValueError(
+            f"row {variant.name!r} (train {variant.task}): {error}; set only what all rows have"
+        ) from error
+
+
+def _for(config: StudentRun, seed: int, steps: int, base_steps: int) -> Any:
+    """The run of one row and seed.
+
+    The moving average reaches back over the same part of every run: with one decay for all, a row of few steps would be
+    measured closer to where it started.
+    """
+    decay = config.ema_decay ** (base_steps / steps)
+    return config.model_copy(update={"seed": seed, "steps": steps, "ema_decay": decay})
+
+
+def _seed_by_seed(todo: Mapping[str, Sequence[tuple[Path, Job]]], seeds: int) -> list[tuple[Path, Job]]:
+    """All rows of the first seed first: what is interrupted can be looked at."""
+    return [found[seed] for seed in range(seeds) for found in todo.values()]
+
+
+def _references(
+    out: Path,
+    ablation: Ablation,
+    config: StudentRun,
+    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    photographs: Photographs | None,
+) -> dict[str, Figures]:
+    """Figures of what no row changes: bicubic, the teacher, and what students are before their training."""
+    generated = runs[ablation.base.key][0]["references"]
+    found = {}
+    for title, rows in generated.items():
+        at_start = title.startswith("student")
+        name = ablation.start if at_start else title
+        method, steps = _method_of(title, config, at_start)
+        measured = _cached_photographs(out, name, method, steps, photographs) if method else {}
+        found[name] = Figures(generated=rows, photographs=measured)
+    return found
+
+
+def _method_of(title: str, config: StudentRun, at_start: bool) -> tuple[str | None, int | None]:
+    """What to restore photographs with, and in how many steps; None: nothing does that."""
+    if title == "bicubic":
+        return "bicubic", None
+    if isinstance(config, DistillationRun):
+        return config.teacher, 1 if at_start else None  # before training a student is a copy of the teacher
+    return (str(config.start) if at_start and config.start else None), None
+
+
+def _cached_photographs(
+    out: Path, title: str, method: str, steps: int | None, photographs: Photographs | None
+) -> dict[str, float]:
+    if photographs is None:
+        return {}
+    path = out / "runs" / "references" / f"{title.replace(' ', '-')}.json"
+    asked = {"method": method, "steps": steps, "on": str(photographs)}
+    if path.is_file() and (known := json.loads(path.read_text()))["asked"] == asked:
+        values: dict[str, float] = known["values"]
+        return values
+    values = measure_photographs(method, photographs, steps)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps({"asked": asked, "values": values}, indent=1) + "\n")
+    return values

@@ -1,0 +1,1 @@
+"""One page that compares results: figures, tables, pictures."""

@@ -1,0 +1,1 @@
+"""Speed, size and memory of models, by part, against what the machine can do."""

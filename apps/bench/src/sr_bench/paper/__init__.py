@@ -1,0 +1,1 @@
+"""The papers' tables as data, and results of ours joined to them."""

@@ -1,0 +1,1 @@
+"""Quality of restored pictures by named protocols."""

@@ -1,0 +1,1 @@
+"""A blind preference study in the browser."""
