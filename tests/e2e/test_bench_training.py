@@ -12,8 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from sr_bench import ablation
-from sr_bench.ablation import jobs
+from sr_bench.ablation import jobs, tables
+from sr_bench.ablation import run as ablation_run
 from sr_bench.ablation.run import Photographs, run_ablation
 from sr_bench.ablation.tables import OBJECTIVES, RSD, TSD, Ablation, Table
 from sr_bench.training import measure_training
@@ -204,7 +204,7 @@ def test_ablation_of_tsd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     fewer = replace(
         TSD, tables=(replace(plain, variants=rows), replace(strong, variants=(strong.variants[3], strong.variants[-1])))
     )
-    monkeypatch.setitem(ablation.ABLATIONS, "tsd", fewer)
+    monkeypatch.setitem(tables.ABLATIONS, "tsd", fewer)
     text = ablate("tsd", tmp_path / "out", minute_flow_run(tmp_path / "base"))
     names = [[row[0] for row in rows_of(part)] for part in text.split("## ")[1:]]
     references = ["", "bicubic", "autoencoder (of HR)", "student 1 step, before"]
@@ -243,10 +243,10 @@ def test_photographs_are_measured_and_not_twice(
         return plain(method, photographs, steps)
 
     plain = jobs.measure_photographs
-    for module in (jobs, ablation):
+    for module in (jobs, ablation_run):
         monkeypatch.setattr(module, "measure_photographs", measure)
     small = Ablation((Table("One row", (), (OBJECTIVES.base,)),), OBJECTIVES.base, "evaluations", points=2)
-    monkeypatch.setitem(ablation.ABLATIONS, "small", small)
+    monkeypatch.setitem(tables.ABLATIONS, "small", small)
     pages = [ablate("small", tmp_path / "out", short_settings, photographs=chosen) for _ in range(2)]
     assert pages[0] == pages[1]
     teacher = short_settings[0].removeprefix("teacher=")
@@ -272,7 +272,7 @@ def test_a_setting_that_a_row_does_not_have_is_refused(settings: list[str], tmp_
         ablate("objectives", tmp_path / "none", [*settings, "fake_updates=1"])
     with pytest.raises(ValueError, match=r"leave terms, .* to the rows, got 'terms.gan=1'"):
         ablate("rsd", tmp_path / "none", [*settings, "terms.gan=1"])
-    with pytest.raises(ValueError, match="expected an ablation of rsd, objectives, tsd, got 'table5'"):
+    with pytest.raises(ValueError, match=r"expected an ablation of rsd, objectives, tsd, dasm, .* got 'table5'"):
         ablate("table5", tmp_path / "none", settings)
     assert not (tmp_path / "none").exists()
 

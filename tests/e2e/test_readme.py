@@ -17,6 +17,7 @@ READMES = ("README.md", "apps/cli/README.md", "apps/bench/README.md", "packages/
 SMALL = shlex.split(
     "--steps 1 --set batch_size=2 --set validation.images=1 --set validation.hr_size=64 --set data.workers=0"
 )
+QUICK = shlex.split("--metric psnr --metric gmsd --jobs 1")
 KNOWN: dict[str, list[str] | None] = {
     # command of a README -> options that make it small; None: too large for here, a test of its own runs it on less
     "sr-distill train rsd": SMALL,
@@ -30,12 +31,23 @@ KNOWN: dict[str, list[str] | None] = {
     "sr-distill upscale photo.jpg": [],
     "sr-distill upscale photos/ -o large/ --report run.json": [],
     "sr-distill upscale photo.jpg -o out.png --weights runs/rsd-tiny-001/model": [],
+    "sr-bench complexity": None,  # test_bench_complexity
+    "sr-bench quality --data pairs/ --model bicubic --model tiny-teacher --model tiny-student": QUICK,
+    "sr-bench quality --data pairs/ --model bicubic --model tiny-student --out result": QUICK,
+    "sr-bench quality --pred restored/ --gt hr/ --lr lr/": QUICK,
+    "sr-bench quality --data pairs/ --model lanczos --model tiny-student,fidelity=1 --pred SUPIR=restored/"
+    " --protocol osediff-crops512": None,  # test_bench_quality
+    "sr-bench compare result -o report.html": [],
+    "sr-bench paper": [],
+    "sr-bench paper rsd-3 --dataset RealSR --join result/result.json --other-protocol": [],
+    "sr-bench study A=restored-a/ B=restored-b/ --lr lr/ --gt hr/ --answers study.sqlite": None,  # test_bench_study
+    "sr-bench study-results study.sqlite": None,
+    "sr-bench ablation": [],
     "sr-bench ablation rsd --out ablation --set lpips.backbone=random": None,  # test_bench_training
     "sr-bench ablation objectives --out objectives --set lpips.backbone=random": None,
     "sr-bench ablation tsd --out tsd": None,
+    "sr-bench ablation dasm --out dasm": None,
     "sr-bench training --preset rsd-paper --set micro_batch=1 --set batch_size=1": None,
-    "sr-bench quality --lr lr/ --hr hr/": [],
-    "sr-bench quality --lr lr/ --hr hr/ --method bicubic --method tiny-student --out result": [],
 }
 
 
@@ -59,10 +71,12 @@ def test_every_command_of_a_readme_is_known_here(repository: Path, readme: str) 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What the READMEs take for granted: photo.jpg, photos/, lr/ and hr/."""
+    """What the READMEs take for granted: photo.jpg, photos/, pairs/ with lr/ and hr/, and the same with restored/."""
     rng = np.random.default_rng(0)
-    sizes = {"photo.jpg": (30, 22), "photos/a.jpg": (96, 80), "photos/b.png": (64, 64), "lr/a.png": (16, 16)}
-    for name, (width, height) in {**sizes, "hr/a.png": (64, 64)}.items():
+    sizes = {"photo.jpg": (30, 22), "photos/a.jpg": (96, 80), "photos/b.png": (64, 64), "restored/a.png": (64, 64)}
+    for folder in ("", "pairs/"):
+        sizes |= {f"{folder}lr/a.png": (16, 16), f"{folder}hr/a.png": (64, 64)}
+    for name, (width, height) in sizes.items():
         write_image(tmp_path / name, rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -62,35 +62,6 @@ def training(
 
 
 @app.command()
-def inference(
-    preset: Annotated[str, typer.Option(help="sizes of the student: x4 (as published) or tiny")] = "x4",
-    size: Annotated[int, typer.Option(min=1, help="LR pixels along one side")] = 64,
-    rounds: Annotated[int, typer.Option(min=1, help="turns of every path, after one that is not counted")] = 5,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps")] = "auto",
-    dtype: Annotated[str, typer.Option(help="compare with this one only: fp32, bf16 or fp16; auto: with all")] = "auto",
-    compiled: Annotated[bool, typer.Option("--compile", help="compare with compiled networks, too")] = False,
-    out: Annotated[Path | None, typer.Option(help="JSON file to write")] = None,
-) -> None:
-    """Time encoder, network and decoder on every compute path, against the machine's ceiling.
-
-    Paths take turns in the same run, and the ceiling (a large matrix product or convolution) is measured in between.
-    """
-    from sr_bench.inference import measure_inference
-    from sr_bench.record import command_line
-
-    measure_inference(
-        preset,
-        size=size,
-        rounds=rounds,
-        device=device,
-        dtype=dtype,
-        compiled=compiled,
-        out=out,
-        command=command_line(out),
-    )
-
-
-@app.command()
 def tiles(
     images: Annotated[Path, typer.Option(help="folder of pictures, taken as LR, larger than the tiles")],
     weights: Annotated[str, typer.Option(help="a shipped model or a model folder")] = "tiny-student",

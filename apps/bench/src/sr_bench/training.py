@@ -6,12 +6,11 @@ import itertools
 import json
 import multiprocessing
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import track
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,9 +24,8 @@ from distill.run import machine, peak_memory_mb
 from distill.tasks import build_distillation
 from distill.tasks.students import teacher_or_stand_in
 from distill.trainer import Trainer
-
-MATRIX_SIZE = 2048
-CHANNELS, SIDE = 256, 128
+from sr_bench.machine import matrix_rate
+from sr_models.compute import DTYPES
 
 
 def measure_training(
@@ -83,7 +81,7 @@ def measure_training(
     result["cached data"] = _time(trainer, steps, "cached data", console)
     result["peak_memory_mb"] = peak_memory_mb(accelerator.device)
     result["flops_per_step"] = _flops(trainer)
-    result["ceiling_gflops"] = _ceiling(accelerator.device, config.precision)
+    result["ceiling_gflops"] = matrix_rate(accelerator.device, DTYPES[config.precision])
     for kind in ("real data", "cached data"):
         if kind in result:
             rate = result["flops_per_step"] / result[kind]["step"] / 1e9
@@ -113,32 +111,6 @@ def _flops(trainer: Trainer) -> int:
         trainer.run_step()
     total: int = counter.get_total_flops()
     return total
-
-
-def _ceiling(device: torch.device, precision: str) -> float:
-    """GFLOP/s that this device reaches in the run's precision, measured now.
-
-    The best of a large matrix product and of a large 3x3 convolution, which on some processors is the faster one.
-    """
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    matrix = torch.randn(MATRIX_SIZE, MATRIX_SIZE, device=device, dtype=dtype)
-    image = torch.randn(1, CHANNELS, SIDE, SIDE, device=device, dtype=dtype)
-    image = image.to(memory_format=torch.channels_last)
-    layer = torch.nn.Conv2d(CHANNELS, CHANNELS, 3, padding=1, device=device, dtype=dtype)
-    layer.requires_grad_(False).to(memory_format=torch.channels_last)
-    work: tuple[tuple[Callable[[], torch.Tensor], int], ...] = (
-        (lambda: matrix @ matrix, 2 * MATRIX_SIZE**3),
-        (lambda: layer(image), 2 * 9 * (CHANNELS * SIDE) ** 2),
-    )
-    best = 0.0
-    for run, flops in work:
-        for _ in range(6):
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            begin = time.perf_counter()
-            run().flatten()[0].item()  # waits for the device
-            best = max(best, flops / (time.perf_counter() - begin) / 1e9)
-    return best
 
 
 def _page(result: Mapping[str, Any]) -> str:

@@ -91,7 +91,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     partial = path.with_name(f".{path.name}.tmp")
     try:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -10,13 +10,16 @@ import typer
 
 def ablation(
     name: Annotated[
-        str,
+        str | None,
         typer.Argument(
-            help="in miniature: rsd: RSD's Tables 5 and 6; objectives: its Tables 1 and 2; tsd: TSD-SR's Table 4",
+            help="rsd, objectives, tsd or dasm, or a paper's table such as rsd-5; without it: what there is, and what "
+            "it costs",
             show_default=False,
         ),
-    ],
-    out: Annotated[Path, typer.Option(help="folder of the results; continued if it exists", show_default=False)],
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="folder of the results; continued if it exists", show_default=False)
+    ] = None,
     updates: Annotated[
         int,
         typer.Option(
@@ -32,14 +35,24 @@ def ablation(
     lr: Annotated[Path | None, typer.Option(help="folder of LR photographs to measure on as well")] = None,
     hr: Annotated[Path | None, typer.Option(help="folder of their HR versions, 4 times as large")] = None,
     images: Annotated[int, typer.Option(min=1, help="measure this many of them, evenly spread")] = 12,
-    jobs: Annotated[int, typer.Option(min=1, help="trainings at the same time")] = 2,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="trainings at the same time; default: as many as cores and free memory allow"),
+    ] = None,
 ) -> None:
     """Train the rows of a table over several seeds at equal cost, and measure them.
 
     `rsd` spends the same floating-point operations on every row, `objectives` the same number of network evaluations,
-    `tsd` the same number of updates.
+    `tsd` and `dasm` the same number of updates.
     All rows start from the same teacher and take their pictures from the same stream.
     """
+    if name is None:
+        from sr_bench.ablation.listing import list_ablations
+
+        list_ablations(updates, seeds)
+        return
+    if out is None:
+        raise ValueError("expected a folder for the results, got none; name one with --out")
     from sr_bench.ablation.run import Photographs, run_ablation
     from sr_bench.record import command_line
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from distill.config import AnyRun
 from distill.folder import write_text
+from sr_bench.ablation.pool import processes
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Figures(TypedDict):
 
 def work(todo: Sequence[tuple[Path, Job]], jobs: int, console: Console) -> None:
     """Carry out what has no result yet, several at a time; every result is a file that appears whole."""
-    open_jobs = [(path, job) for path, job in todo if not _is_done(path, job)]
+    open_jobs = [(path, job) for path, job in todo if not is_done(path, job)]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -95,13 +95,17 @@ def _results(todo: Sequence[tuple[Path, Job]], jobs: int) -> Iterator[tuple[Path
     if jobs == 1:
         yield from ((path, job, train_and_measure(job)) for path, job in todo)
         return
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with processes(jobs) as pool:
         running = {pool.submit(train_and_measure, job): (path, job) for path, job in todo}
-        for done in as_completed(running):
-            yield *running[done], done.result()
+        try:
+            for done in as_completed(running):
+                yield *running[done], done.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # what has not begun does not begin any more
+            raise
 
 
-def _is_done(path: Path, job: Job) -> bool:
+def is_done(path: Path, job: Job) -> bool:
     """Whether a result is there, of this very configuration and measurement."""
     if not path.is_file():
         return False
@@ -153,22 +157,33 @@ def _on_photographs(task: Any, photographs: Photographs | None) -> dict[str, flo
         return measure_photographs(str(Path(folder) / "model"), photographs)
 
 
+MEASURED = ("psnr", "ssim", "gmsd", "nlpd", "piqe")
+"""Metrics of photographs: quick ones, without weights."""
+
+
 def measure_photographs(method: str, photographs: Photographs, steps: int | None = None) -> dict[str, float]:
     """Means of the weight-free metrics of a method: ``bicubic``, a shipped model or a model folder, in some steps."""
     import numpy as np
-    import pyiqa
 
-    from sr_bench.quality.old import METRICS, match, restorer, score
+    from sr_bench.quality.folders import check_sources, pair
+    from sr_bench.quality.measuring import create, score
+    from sr_bench.quality.methods import Asked, load
+    from sr_bench.quality.metrics import METRICS
+    from sr_bench.quality.protocols import PROTOCOLS
     from sr_data.images import read_image
 
-    pairs = match(photographs.lr_folder, photographs.hr_folder)
-    count = min(photographs.images, len(pairs))
-    measures = {metric.title: pyiqa.create_metric(metric.name, **metric.arguments) for metric in METRICS}
-    restore = restorer(method, seed=0, device="cpu", steps=steps)
-    values: dict[str, list[float]] = {metric.title: [] for metric in METRICS}
-    for lr_path, hr_path in (pairs[index * len(pairs) // count] for index in range(count)):
-        lr, hr = read_image(lr_path), read_image(hr_path)
+    pictures, protocol = pair(photographs.lr_folder, photographs.hr_folder, ()), PROTOCOLS["weight-free"]
+    check_sources(pictures, protocol)
+    assert pictures.lr is not None
+    assert pictures.gt is not None
+    metrics = [METRICS[key] for key in MEASURED]
+    measures = [create(metric, protocol.color, "cpu") for metric in metrics]
+    restore = load(Asked(method, method), scale=protocol.scale, seed=0, device="cpu", steps=steps).restore
+    values: dict[str, list[float]] = {metric.title_on(protocol.color): [] for metric in metrics}
+    count = min(photographs.images, len(pictures.names))
+    for name in (pictures.names[index * len(pictures.names) // count] for index in range(count)):
+        lr, hr = read_image(pictures.lr[name]), read_image(pictures.gt[name])
         restored = restore(lr, hr)
-        for title, measure in measures.items():
-            values[title].append(score(measure, restored, hr))
+        for title, metric, measure in zip(values, metrics, measures, strict=True):
+            values[title].append(score(measure, restored, hr if metric.reads == "gt" else None))
     return {title: float(np.mean(found)) for title, found in values.items()}

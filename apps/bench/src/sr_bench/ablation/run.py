@@ -7,21 +7,24 @@ step is counted for each row, and a row whose step costs more gets fewer steps.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from distill.config import DistillationRun, T2IRun, parse_assignment, resolve
+from distill.config import DistillationRun, T2IRun, TSDRun, parse_assignment, resolve
 from distill.folder import write_text
 from distill.presets import preset
 from sr_bench.ablation.costs import StudentRun, cost_of
-from sr_bench.ablation.jobs import Figures, Job, Photographs, measure_photographs, work
+from sr_bench.ablation.jobs import Figures, Job, Photographs, is_done, measure_photographs, work
+from sr_bench.ablation.machine import core_count, fitting_jobs
 from sr_bench.ablation.page import Results, draw_figure, write_page
-from sr_bench.ablation.tables import ABLATIONS, Ablation, Variant
-from sr_bench.quality.old import match
+from sr_bench.ablation.tables import ABLATIONS, Ablation, Variant, find_ablation
+from sr_bench.quality.folders import match
+from sr_bench.record import provenance, write_json
+from sr_models.compute import choose_device
 
 OWN_KEYS = ("terms", "steps", "seed", "ema_decay", "student_timesteps")
 """What the ablation and its rows set themselves."""
@@ -37,19 +40,19 @@ def run_ablation(
     seeds: int,
     settings: Sequence[str],
     photographs: Photographs | None,
-    jobs: int,
+    jobs: int | None,
     command: str,
 ) -> Path:
     """Train and measure all rows, and write ``table.md``, ``result.json`` and, where there is one, ``figure.png``.
 
     Args:
-        name: of the ablation.
+        name: of the ablation, or of a paper's table that it repeats.
         out: folder of the results; what it holds is not computed again.
         updates: of the student in the base row; the others get as many as cost the same.
         seeds: how many, 0, 1, ...
         settings: ``key=value`` for all runs, such as ``lpips.backbone=random``.
         photographs: to measure on besides the generated validation images.
-        jobs: trainings at the same time.
+        jobs: trainings at the same time; None: as many as the machine can hold.
         command: for the record.
 
     Returns:
@@ -58,9 +61,7 @@ def run_ablation(
     Raises:
         ValueError: no such ablation, or settings that a row does not have.
     """
-    if name not in ABLATIONS:
-        raise ValueError(f"expected an ablation of {', '.join(ABLATIONS)}, got {name!r}")
-    ablation = ABLATIONS[name]
+    ablation = find_ablation(name)
     configs = {key: _config(variant, settings) for key, variant in ablation.variants.items()}
     if photographs is not None:
         match(photographs.lr_folder, photographs.hr_folder)  # what does not fit is said before the first training
@@ -69,24 +70,28 @@ def run_ablation(
     out.mkdir(parents=True, exist_ok=True)
     costs = {key: cost_of(out, config) for key, config in configs.items()}
     budget = updates * costs[ablation.base.key][ablation.cost]
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     todo: dict[str, list[tuple[Path, Job]]] = {}
     for key, variant in ablation.variants.items():
         steps = max(1, round(budget / costs[key][ablation.cost]))
         todo[key] = [
             (
                 out / "runs" / key / f"seed-{seed}.json",
-                Job(_for(configs[key], seed, steps, updates), variant.name, photographs, ablation.points, threads),
+                Job(_for(configs[key], seed, steps, updates), variant.name, photographs, ablation.points, threads=1),
             )
             for seed in range(seeds)
         ]
-    work(_seed_by_seed(todo, seeds), jobs, console)
+    ordered = _seed_by_seed(todo, seeds)
+    if jobs is None:
+        largest = max(costs, key=lambda key: costs[key]["flops"])
+        jobs = fitting_jobs(configs[largest], sum(not is_done(path, job) for path, job in ordered))
+        console.print(f"trainings at the same time: {jobs}")
+    threads = max(1, core_count() // jobs)
+    work([(path, replace(job, threads=threads)) for path, job in ordered], jobs, console)
     runs = {key: [json.loads(path.read_text()) for path, _ in found] for key, found in todo.items()}
     references = _references(out, ablation, configs[ablation.base.key], runs, photographs)
     results = Results(runs, costs, references, command)
-    write_text(
-        out / "result.json", json.dumps({"references": references, "costs": costs, "runs": runs}, indent=1) + "\n"
-    )
+    described = provenance(command, choose_device(configs[ablation.base.key].device)).model_dump(mode="json")
+    write_json(out / "result.json", {"provenance": described, "references": references, "costs": costs, "runs": runs})
     if ablation.points > 1:
         draw_figure(out / "figure.png", ablation, results)
     text = write_page(ablation, results)
@@ -114,10 +119,15 @@ def _for(config: StudentRun, seed: int, steps: int, base_steps: int) -> Any:
     """The run of one row and seed.
 
     The moving average reaches back over the same part of every run: with one decay for all, a row of few steps would be
-    measured closer to where it started.
+    measured closer to where it started. A phase that would begin after the end begins at the same part of the run.
     """
     decay = config.ema_decay ** (base_steps / steps)
-    return config.model_copy(update={"seed": seed, "steps": steps, "ema_decay": decay})
+    changes: dict[str, Any] = {"seed": seed, "steps": steps, "ema_decay": decay}
+    if isinstance(config, TSDRun):
+        phases = {key: getattr(config.schedule, key) for key in ("latent_mse_until", "dasm_from")}
+        late = {key: step * steps // config.steps for key, step in phases.items() if step and step >= steps}
+        changes["schedule"] = config.schedule.model_copy(update=late)
+    return config.model_copy(update=changes)
 
 
 def _seed_by_seed(todo: Mapping[str, Sequence[tuple[Path, Job]]], seeds: int) -> list[tuple[Path, Job]]:

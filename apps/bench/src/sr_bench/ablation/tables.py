@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from sr_bench.paper.tables import paper_table
+from sr_bench.quality.metrics import METRICS
+
 LPIPS = "terms.lpips=2"
 GAN = "terms.gan=3e-3"
 
@@ -59,6 +62,9 @@ class Ablation:
         points: how often a run is measured, evenly over its length; above 1 there is a figure.
         start: what the student is called before its training: a reference that the figure's lines begin at.
         drawn: which of the tables the figure shows.
+        about: what is compared, in a few words.
+        papers: names of the papers' tables (:mod:`sr_bench.paper.tables`) that this one repeats.
+        seconds: of one update of the base row on one core of an x86 server, to tell what a run costs.
     """
 
     tables: tuple[Table, ...]
@@ -67,6 +73,9 @@ class Ablation:
     points: int = 1
     start: str = "teacher 1 step"
     drawn: int = 0
+    about: str = ""
+    papers: tuple[str, ...] = ()
+    seconds: float = 0.0
 
     @property
     def variants(self) -> dict[str, Variant]:
@@ -74,140 +83,181 @@ class Ablation:
         return {variant.key: variant for table in self.tables for variant in table.variants}
 
 
-_COLUMNS = ("PSNR", "SSIM", "LPIPS", "CLIPIQA", "MUSIQ")
-_BASE = Variant("N = 4", ("24.92", "0.6956", "0.3552", "0.7518", "66.430"))
+@dataclass(frozen=True)
+class _Figures:
+    """Columns of published figures: from which tables, of which dataset, which metrics."""
+
+    tables: tuple[tuple[str, str], ...]
+    metrics: tuple[tuple[str, ...], ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Titles, with the dataset where there are several."""
+        several = len(self.tables) > 1
+        return tuple(
+            f"{dataset} {METRICS[metric].title}" if several else METRICS[metric].title
+            for (_, dataset), metrics in zip(self.tables, self.metrics, strict=True)
+            for metric in metrics
+        )
+
+    def of(self, method: str) -> tuple[str, ...]:
+        """The figures of a method, as printed."""
+        return tuple(
+            paper_table(table).value(method, metric, dataset)
+            for (table, dataset), metrics in zip(self.tables, self.metrics, strict=True)
+            for metric in metrics
+        )
+
+
+_FULL_SIZE = ("psnr", "ssim", "lpips", "clipiqa", "musiq")
+_STEPS = _Figures((("rsd-5", "RealSR"),), (_FULL_SIZE,))
+_LOSSES = _Figures((("rsd-6", "RealSR"),), (_FULL_SIZE,))
+_BASE = Variant("N = 4", _STEPS.of("N = 4"))
 
 RSD = Ablation(
     tables=(
         Table(
             "Number of student timesteps N (RSD Table 5)",
-            _COLUMNS,
-            (
-                Variant("N = 1", ("24.82", "0.6730", "0.4052", "0.7444", "64.290"), ("student_timesteps=1",)),
-                Variant("N = 2", ("24.77", "0.6790", "0.3772", "0.7523", "65.760"), ("student_timesteps=2",)),
-                _BASE,
-                Variant("N = 8", ("25.63", "0.7268", "0.3199", "0.7286", "66.445"), ("student_timesteps=8",)),
-                Variant("N = 15", ("25.91", "0.7435", "0.2940", "0.6857", "65.689"), ("student_timesteps=15",)),
+            _STEPS.columns,
+            tuple(
+                _BASE if n == 4 else Variant(f"N = {n}", _STEPS.of(f"N = {n}"), (f"student_timesteps={n}",))
+                for n in (1, 2, 4, 8, 15)
             ),
         ),
         Table(
             "Supervised losses (RSD Table 6)",
-            _COLUMNS,
+            _LOSSES.columns,
             (
-                Variant("distill only", _BASE.published),
-                Variant("+ LPIPS", ("26.01", "0.7531", "0.2708", "0.7089", "65.178"), (LPIPS,)),
-                Variant("+ GAN", ("24.98", "0.7241", "0.3064", "0.6970", "67.615"), (GAN,)),
-                Variant("all", ("25.91", "0.7538", "0.2726", "0.7060", "65.860"), (LPIPS, GAN)),
+                Variant("distill only", _LOSSES.of("RSD (distill only)")),
+                Variant("+ LPIPS", _LOSSES.of("w/ LPIPS"), (LPIPS,)),
+                Variant("+ GAN", _LOSSES.of("w/ GAN"), (GAN,)),
+                Variant("all", _LOSSES.of("RSD"), (LPIPS, GAN)),
             ),
         ),
     ),
     base=_BASE,
     cost="flops",
+    about="RSD: student timesteps N, supervised losses",
+    papers=("rsd-5", "rsd-6"),
+    seconds=1.8,
 )
 
 _DISTILL_ONLY = ("terms.inverse=null", "terms.consistency=null")
-_REALSR = tuple(f"RealSR {name}" for name in _COLUMNS)
-_OTHERS = ("RealSet65 CLIPIQA", "RealSet65 MUSIQ", *(f"ImageNet-Test {name}" for name in _COLUMNS))
-
-
-def _row(name: str, task: str, changes: tuple[str, ...], published: str) -> Variant:
-    return Variant(name, _figures(published), changes, task)
-
-
-def _figures(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-_DISTILLED = _row(
-    "RSD, distill only",
-    "rsd",
-    (),
-    "24.92 0.696 0.355 0.7518 66.430 0.7534 68.383 23.97 0.643 0.217 0.660 57.831",
+_MAIN = _Figures(
+    (("rsd-1", "RealSR"), ("rsd-1", "RealSet65"), ("rsd-2", "ImageNet-Test")),
+    (_FULL_SIZE, ("clipiqa", "musiq"), _FULL_SIZE),
 )
+_DISTILLED = Variant("RSD, distill only", _MAIN.of("RSD (distill only)"))
 
 OBJECTIVES = Ablation(
     tables=(
         Table(
             "Objectives (RSD Tables 1 and 2)",
-            (*_REALSR, *_OTHERS),
+            _MAIN.columns,
             (
-                _row(
-                    "SinSR, distill only",
-                    "sinsr",
-                    _DISTILL_ONLY,
-                    "26.14 0.732 0.357 0.6119 57.118 0.6822 61.267 24.69 0.664 0.222 0.607 53.316",
-                ),
-                _row(
-                    "SinSR",
-                    "sinsr",
-                    (),
-                    "25.83 0.717 0.365 0.6887 61.582 0.7150 62.169 24.56 0.657 0.221 0.611 53.357",
-                ),
-                _row(
-                    "ResShift-VSD",
-                    "vsd",
-                    (),
-                    "23.96 0.616 0.466 0.7479 63.298 0.7606 66.701 23.69 0.624 0.230 0.665 58.630",
-                ),
+                Variant("SinSR, distill only", _MAIN.of("SinSR (distill only)"), _DISTILL_ONLY, "sinsr"),
+                Variant("SinSR", _MAIN.of("SinSR"), (), "sinsr"),
+                Variant("ResShift-VSD", _MAIN.of("ResShift-VSD"), (), "vsd"),
                 _DISTILLED,
-                _row(
-                    "RSD",
-                    "rsd",
-                    (LPIPS, GAN),
-                    "25.91 0.754 0.273 0.7060 65.860 0.7267 69.172 24.31 0.657 0.193 0.681 58.947",
-                ),
+                Variant("RSD", _MAIN.of("RSD"), (LPIPS, GAN)),
             ),
-            teacher=_figures("26.49 0.754 0.360 0.5958 59.873 0.6537 61.330 25.01 0.677 0.231 0.592 53.660"),
+            teacher=_MAIN.of("ResShift"),
         ),
     ),
     base=_DISTILLED,
     cost="evaluations",
     points=3,
+    about="objectives from one teacher: SinSR, ResShift-VSD, RSD",
+    papers=("rsd-1", "rsd-2"),
+    seconds=1.8,
 )
 
 _TSM = ("schedule.vsd_weight.start=1", "schedule.vsd_weight.end=1")
 _DASM = ("schedule.dasm_from=null",)
 _VELOCITY = ("parameterisation=velocity",)
 _STRONG = ("terms.distillation=20",)
-_TSD_FULL = "0.2743 0.2104 114.45 71.19 0.7160 0.6347 0.2967 0.2136 134.98 66.62 0.7344 0.5874"
-_TSD_NO_TSM = "0.2934 0.2397 117.15 68.56 0.6987 0.6338 0.3176 0.2327 139.67 63.90 0.6958 0.5749"
-_TSD_NO_DASM = "0.2873 0.2273 123.51 69.05 0.7031 0.6273 0.3097 0.2311 143.97 63.56 0.7123 0.5812"
-_TSD_COLUMNS = (
-    *(f"RealSR {name}" for name in ("LPIPS", "DISTS", "FID", "MUSIQ", "CLIPIQA", "MANIQA")),
-    *(f"DRealSR {name}" for name in ("LPIPS", "DISTS", "FID", "MUSIQ", "CLIPIQA", "MANIQA")),
-)
+_CROPS = ("lpips", "dists", "fid", "musiq", "clipiqa", "maniqa-pipal")
+_PARTS = _Figures((("tsd-4", "RealSR"), ("tsd-4", "DRealSR")), (_CROPS, _CROPS))
+_BEFORE = "student 1 step, before"
 
 
 def _tsd_rows(strength: tuple[str, ...]) -> tuple[Variant, ...]:
     """Full, without TSM and without DASM, in the noise form and in the velocity form of the published code."""
     return tuple(
-        _row(f"{title}, {form}", "tsd", (*change, *own, *strength), published)
+        Variant(f"{title}, {form}", _PARTS.of(published), (*change, *own, *strength), "tsd")
         for form, own in (("noise", ()), ("velocity", _VELOCITY))
         for title, change, published in (
-            ("full", (), _TSD_FULL),
-            ("without TSM", _TSM, _TSD_NO_TSM),
-            ("without DASM", _DASM, _TSD_NO_DASM),
+            ("full", (), "Full"),
+            ("without TSM", _TSM, "w/o TSM"),
+            ("without DASM", _DASM, "w/o DASM"),
         )
     )
 
 
 TSD = Ablation(
     tables=(
-        Table("Weight of the distillation as published (TSD-SR Table 4): gamma_2 = 1", _TSD_COLUMNS, _tsd_rows(())),
+        Table("Weight of the distillation as published (TSD-SR Table 4): gamma_2 = 1", _PARTS.columns, _tsd_rows(())),
         Table(
             "Twenty times the weight, which shows the directions themselves: gamma_2 = 20",
             (),
             (
                 *_tsd_rows(_STRONG),
-                _row("no distillation", "tsd", ("terms.distillation=null",), ""),
+                Variant("no distillation", (), ("terms.distillation=null",), "tsd"),
             ),
         ),
     ),
     base=_tsd_rows(())[0],
     cost="updates",
     points=2,
-    start="student 1 step, before",
+    start=_BEFORE,
     drawn=1,
+    about="TSD: without TSM, without DASM, in noise and in velocity",
+    papers=("tsd-4",),
+    seconds=1.2,
 )
 
-ABLATIONS = {"rsd": RSD, "objectives": OBJECTIVES, "tsd": TSD}
+_SAMPLING = _Figures((("tsd-6", "DRealSR"),), (_CROPS,))
+
+
+def _dasm_row(n: int, s: int) -> Variant:
+    """Directions at N times, s indexes apart, from the first update on; all but the first weigh 0.3 as published."""
+    weights = ",".join(["1", *["0.3"] * (n - 1)])
+    changes = ("schedule.dasm_from=0", f"dasm.weights=[{weights}]", f"dasm.stride={s}")
+    name = f"N = {n}, s = {s}"
+    return Variant(name, _SAMPLING.of(name), changes, "tsd")
+
+
+DASM = Ablation(
+    tables=(
+        Table(
+            "N and s of distribution-aware sampling (TSD-SR Table 6)",
+            _SAMPLING.columns,
+            tuple(_dasm_row(n, s) for n, s in ((2, 50), (4, 50), (8, 50), (4, 25), (4, 100))),
+        ),
+    ),
+    base=_dasm_row(4, 50),
+    cost="updates",
+    points=2,
+    start=_BEFORE,
+    about="TSD: N and s of distribution-aware sampling",
+    papers=("tsd-6",),
+    seconds=1.2,
+)
+
+ABLATIONS = {"rsd": RSD, "objectives": OBJECTIVES, "tsd": TSD, "dasm": DASM}
+
+
+def find_ablation(name: str) -> Ablation:
+    """An ablation by its name, or by the name of a paper's table that it repeats.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for key, ablation in ABLATIONS.items():
+        if name == key or name in ablation.papers:
+            return ablation
+    papers = (table for ablation in ABLATIONS.values() for table in ablation.papers)
+    raise ValueError(
+        f"expected an ablation of {', '.join(ABLATIONS)}, or one of the tables {', '.join(papers)}, got {name!r}; "
+        "`sr-bench ablation` lists them"
+    )

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
+
+HUGGING_FACE = "hf:"
+"""Before the name of a weight file that lies in the cache of the Hugging Face hub."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +21,9 @@ class Metric:
         higher_is_better: which way.
         reads: the picture alone, with its ground truth, with its LR picture, or all pictures together.
         arguments: of ``pyiqa.create_metric``, besides the protocol's colour.
-        files: names of the weight files that it needs, as pyiqa stores them; empty: none.
+        files: names of the weight files that it needs, as pyiqa stores them: below the folder of torch.hub
+            (``$TORCH_HOME/hub``), or ``hf:OWNER/NAME/FILE`` in the cache of the Hugging Face hub; empty: none.
+        colored: measured on the protocol's colour; the others have a colour of their own.
     """
 
     key: str
@@ -26,13 +32,28 @@ class Metric:
     reads: Literal["sr", "gt", "lr", "all"]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    colored: bool = False
 
+    def title_on(self, color: str) -> str:
+        """Title of a column: ``PSNR-Y`` where it is measured on Y."""
+        return f"{self.title}-Y" if self.colored and color == "y" else self.title
+
+    def arguments_on(self, color: str) -> dict[str, Any]:
+        """Arguments of ``pyiqa.create_metric`` for this colour of the protocol."""
+        if not self.colored:
+            return dict(self.arguments)
+        colors = {"test_y_channel": True, "color_space": "ycbcr"} if color == "y" else {"test_y_channel": False}
+        return {**self.arguments, **colors}
+
+
+_VGG = "checkpoints/vgg16-397923af.pth"
+_VIT = f"{HUGGING_FACE}timm/vit_base_patch8_224.augreg2_in21k_ft_in1k/model.safetensors"
 
 _ALL = (
     # weight-free: always measured
-    Metric("psnr", "PSNR", True, "gt"),
-    Metric("ssim", "SSIM", True, "gt"),
-    Metric("ms_ssim", "MS-SSIM", True, "gt"),
+    Metric("psnr", "PSNR", True, "gt", colored=True),
+    Metric("ssim", "SSIM", True, "gt", colored=True),
+    Metric("ms_ssim", "MS-SSIM", True, "gt", colored=True),
     Metric("fsim", "FSIM", True, "gt"),
     Metric("gmsd", "GMSD", False, "gt"),
     Metric("nlpd", "NLPD", False, "gt"),
@@ -42,13 +63,57 @@ _ALL = (
     Metric("piqe", "PIQE", False, "sr"),
     Metric("lr_rmse", "LR-RMSE", False, "lr"),
     # with weights
-    Metric("lpips", "LPIPS", False, "gt"),
-    Metric("dists", "DISTS", False, "gt"),
-    Metric("fid", "FID", False, "all"),
-    Metric("niqe", "NIQE", False, "sr"),
-    Metric("musiq", "MUSIQ", True, "sr"),
-    Metric("maniqa-pipal", "MANIQA", True, "sr"),
-    Metric("clipiqa", "CLIPIQA", True, "sr"),
+    Metric(
+        "lpips",
+        "LPIPS",
+        False,
+        "gt",
+        {"net": "alex", "version": "0.1"},
+        ("checkpoints/alexnet-owt-7be5be79.pth", "pyiqa/LPIPS_v0.1_alex-df73285e.pth"),
+    ),
+    Metric(
+        "lpips-vgg",
+        "LPIPS (VGG)",
+        False,
+        "gt",
+        {"net": "vgg", "version": "0.1"},
+        (_VGG, "pyiqa/LPIPS_v0.1_vgg-a78928a0.pth"),
+    ),
+    Metric("dists", "DISTS", False, "gt", files=(_VGG, "pyiqa/DISTS_weights-f5e65c96.pth")),
+    Metric("fid", "FID", False, "all", files=("pyiqa/pt_inception-2015-12-05-6726825d.pth",)),
+    Metric("niqe", "NIQE", False, "sr", {"version": "original"}, ("pyiqa/niqe_modelparameters.mat",)),
+    Metric("musiq", "MUSIQ", True, "sr", {"pretrained": "koniq10k"}, ("pyiqa/musiq_koniq_ckpt-e95806b9.pth",)),
+    Metric("maniqa-pipal", "MANIQA", True, "sr", {"train_dataset": "pipal"}, (_VIT, "pyiqa/MANIQA_PIPAL-ae6d356b.pth")),
+    Metric("clipiqa", "CLIPIQA", True, "sr", {"model_type": "clipiqa", "backbone": "RN50"}, ("clip/RN50.pt",)),
 )
 METRICS: Mapping[str, Metric] = {metric.key: metric for metric in _ALL}
 """By key, in the order of tables."""
+WEIGHT_FREE = tuple(metric.key for metric in _ALL if not metric.files)
+"""Keys of the metrics that are measured whatever the protocol."""
+
+
+def check_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
+    """Return keys of metrics that all exist.
+
+    Raises:
+        ValueError: a key that does not.
+    """
+    if unknown := [key for key in keys if key not in METRICS]:
+        raise ValueError(f"expected metrics of {', '.join(METRICS)}, got {', '.join(unknown)}; correct the name")
+    return keys
+
+
+def missing_files(metric: Metric) -> list[str]:
+    """Names of the weight files of a metric that are not on this machine."""
+    if not metric.files:
+        return []
+    import torch
+    from huggingface_hub import try_to_load_from_cache
+
+    def is_there(name: str) -> bool:
+        if name.startswith(HUGGING_FACE):
+            owner, repository, file = name.removeprefix(HUGGING_FACE).split("/", 2)
+            return isinstance(try_to_load_from_cache(f"{owner}/{repository}", file), str)
+        return (Path(torch.hub.get_dir()) / name).is_file()
+
+    return [name for name in metric.files if not is_there(name)]

@@ -85,7 +85,7 @@ def read_result(path: Path) -> QualityResult:
     if not file.is_file():
         raise FileNotFoundError(f"expected a {RESULT} of sr-bench quality or its folder, got {path}")
     try:
-        return QualityResult.model_validate(json.loads(file.read_text()))
+        return QualityResult.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except (ValidationError, ValueError) as error:
         first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
         raise ValueError(f"expected a result of sr-bench quality in {file}, got another file: {first}") from error

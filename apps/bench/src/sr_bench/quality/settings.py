@@ -1,0 +1,66 @@
+"""What a folder of ``sr-bench quality`` was started with, so that the same command continues and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sr_bench.quality.protocols import Protocol
+from sr_bench.record import write_json
+
+SETTINGS = "settings.json"
+
+
+class Settings(BaseModel):
+    """What decides about the figures; paths as seen from the folder.
+
+    Args:
+        protocol: complete.
+        metrics: keys, in the order of the table.
+        methods: by label, as they were asked for.
+        lr: folder of LR pictures.
+        gt: folder of the ground truth.
+        seed: of models.
+        limit: first pictures that are taken.
+        device: that computes.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    protocol: Protocol
+    metrics: tuple[str, ...]
+    methods: Mapping[str, str]
+    lr: str | None
+    gt: str | None
+    seed: int
+    limit: int | None
+    device: str
+
+
+def open_folder(out: Path, settings: Settings) -> None:
+    """Start a folder, or go on in one that was started with the same settings.
+
+    Raises:
+        FileExistsError: it holds something else, or was started with other settings.
+    """
+    file = out / SETTINGS
+    if not file.is_file():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise FileExistsError(
+                f"expected a new folder or one of sr-bench quality, got {out}, which exists; choose another --out"
+            )
+        write_json(file, settings)
+        return
+    try:
+        stored = Settings.model_validate_json(file.read_text(encoding="utf-8"))
+    except (ValidationError, UnicodeDecodeError) as error:
+        raise FileExistsError(
+            f"expected the settings of sr-bench quality in {file}, got something else; choose another --out"
+        ) from error
+    if different := [name for name in Settings.model_fields if getattr(stored, name) != getattr(settings, name)]:
+        raise FileExistsError(
+            f"expected the settings that the measurement in {out} was started with, got other {', '.join(different)}; "
+            "repeat the same command to continue, or choose another --out"
+        )
