@@ -40,7 +40,7 @@ def test_files(run: Any, tmp_path: Path) -> None:
     for options, told in (
         (("rsd-4", "--out", tmp_path / "x.pdf"), "expected a format of table, md, csv, json, html"),
         (("rsd-7",), "expected a table of rsd-1, rsd-2"),
-        (("rsd-4", "--dataset", "RealSR"), "expected a dataset of rsd-4 (none)"),
+        (("rsd-4", "--dataset", "RealSR"), "expected a dataset of rsd-4, got 'RealSR'; drop --dataset"),
         (("rsd-3", "--dataset", "RealSR", "--join", tmp_path), "expected a result.json of sr-bench quality"),
     ):
         refused = run("sr-bench", "paper", *options)

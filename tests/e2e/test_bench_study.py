@@ -245,13 +245,3 @@ def test_what_cannot_be_done_is_one_line(run: Any, folder: Path, tmp_path: Path)
     assert not (tmp_path / "a.sqlite").exists()
     kind = run("sr-bench", "study-results", tmp_path / "none.sqlite", "--out", tmp_path / "r.docx")
     assert "set --format" in kind.err
-
-
-def test_a_missing_extra_names_the_remedy(
-    run: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "sr_bench.study.server", raising=False)
-    outcome = run("sr-bench", "study", folder / "mine", folder / "yours", "--answers", tmp_path / "a.sqlite")
-    assert outcome.code == 2
-    assert outcome.err == "error: expected the packages of the study page, got no uvicorn; install sr-bench[study]\n"

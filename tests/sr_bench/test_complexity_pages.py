@@ -80,7 +80,7 @@ def test_markdown(result: Complexity) -> None:
     assert f"| tiny-student | {path} | 64 x 2 | 1 | 124.0 | 6.0 | 2.100 | 1.050 to 4.200 (7) | 556 | 400 |" in lines
     split = "0.1000 | 0.2000 10% | 0.3000 25% | 0.4000 30% | 0.5000 50% | 0.6000 | 28% |"
     assert f"| tiny-student | {path} | 64 x 2 | {split}" in lines
-    assert "| tiny-student | stored | 1.00 | 120.0 | 3.00 | 0.01 |" in lines
+    assert "| tiny-student | stored | 64 x 2 | 1.00 | 120.0 | 3.00 | 0.01 | 1 | 1.0 | 2.0 | 3.0 |" in lines
     assert "| RSD | RSD Table 4 | 1 | 174 | 0.059 | 539 |" in lines
     assert "## PUBLISHED, other hardware: not measured here" in text
     assert "- RSD Table 4: published, NVIDIA A100" in text

@@ -21,7 +21,10 @@ SIZES = ("model", "path", "LR", "NFE", "params (M)", "GMAC", "time (s)", "p10 to
 WEIGHTS = {"none": "shapes alone"}
 TITLES = {part: part for part in PARTS} | {"color": "colour"}
 SPLIT = ("model", "path", "LR", *TITLES.values(), "networks of ceiling")
-PARAMETERS = ("model", "weights", "encoder (M)", "network (M)", "decoder (M)", "of it LoRA (M)")
+COUNTS = (
+    *("model", "weights", "LR", "encoder (M)", "network (M)", "decoder (M)", "of it LoRA (M)", "NFE"),
+    *(f"{part} GMAC" for part in NETWORKS),
+)
 PUBLISHED = ("method", "source", "NFE", "params (M)", "time (s)", "memory (MB)")
 NOTES = (
     "GMAC: 1e9 multiplications with their additions, of a whole restoration and batch; 1 MAC is 2 FLOP.",
@@ -57,12 +60,12 @@ def write(result: Complexity, folder: Path) -> None:
 def tables(result: Complexity) -> list[tuple[str, Sequence[str], Cells]]:
     """Title, head and cells of each table."""
     timed = [row for row in result.rows if row.seconds]
-    counted = list({row.model: row for row in result.rows if row.parameters}.values())
+    counted = list({(row.model, row.size, row.batch): row for row in result.rows if row.parameters}.values())
     found: list[tuple[str, Sequence[str], Cells]] = [
         ("Complexity", SIZES, [_sizes(row) for row in result.rows if not row.problem]),
         ("PUBLISHED, other hardware: not measured here", PUBLISHED, [_published(row) for row in result.published]),
         ("Where the time goes (s), and share of the ceiling", SPLIT, [_split(row) for row in timed]),
-        ("Parameters", PARAMETERS, [_parameters(row) for row in counted]),
+        ("Parameters and MACs by part", COUNTS, [_counts(row) for row in counted]),
     ]
     return [table for table in found if table[2]]
 
@@ -190,13 +193,15 @@ def _where(row: Row) -> list[str]:
     return [row.model, row.path, f"{row.size}{batch}"]
 
 
-def _parameters(row: Row) -> list[str]:
-    adapters = _mega(row.adapters) if row.adapters else NONE
+def _counts(row: Row) -> list[str]:
     return [
         row.model,
         WEIGHTS.get(row.weights, row.weights),
+        _where(row)[-1],
         *(_mega(row.parameters[part]) for part in NETWORKS),
-        adapters,
+        _mega(row.adapters) if row.adapters else NONE,
+        str(row.evaluations),
+        *(f"{row.macs[part] / 1e9:.1f}" for part in NETWORKS),
     ]
 
 

@@ -30,14 +30,9 @@ def study(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port")] = 8765,
 ) -> None:
     """Ask people which restoration is best, blind, on a web page; Ctrl-C ends it, the same command continues it."""
-    try:
-        from sr_bench.study.server import listen, serve
-    except ModuleNotFoundError as error:
-        raise ValueError(
-            f"expected the packages of the study page, got no {error.name}; install sr-bench[study]"
-        ) from error
     from sr_bench.record import command_line, provenance
     from sr_bench.study.folders import find_folders, gather
+    from sr_bench.study.server import listen, serve
     from sr_bench.study.store import open_study
 
     found = find_folders(folders, lr, gt)

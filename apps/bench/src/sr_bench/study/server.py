@@ -1,4 +1,4 @@
-"""The page of a study and what it asks the server for; needs the extra ``sr-bench[study]``.
+"""The page of a study and what it asks the server for.
 
 Nothing that leaves here names a method or a picture: candidates are letters, and the address of a picture is derived
 from the person's id, the position of the question and the letter alone.
