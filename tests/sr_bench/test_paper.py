@@ -79,9 +79,7 @@ def test_one_dataset_has_its_rows_and_columns() -> None:
     assert view.title.endswith(", RealSet65")
     assert select(paper_table("rsd-10")).titles[-1] == "RealSet65 MUSIQ ↑"
     assert len(select(paper_table("rsd-12"), "RealSR").lines) == 13
-    with pytest.raises(
-        ValueError, match="expected a dataset of rsd-2, .*choose --dataset of ImageNet-Test"
-    ):
+    with pytest.raises(ValueError, match=r"expected a dataset of rsd-2, .*choose --dataset of ImageNet-Test"):
         select(paper_table("rsd-2"), "RealSR")
 
 
