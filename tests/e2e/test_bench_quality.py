@@ -219,6 +219,7 @@ def test_a_model_with_options(run: Any, trained: Any, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     found = read_result(tmp_path / "out").methods
     assert list(found) == ["rsd", "near", "autoencoder"]  # a folder called model has the name of the one above
+    assert [method["sees_gt"] for method in found.values()] == [False, False, True]
     assert found["near"].values["lr_rmse"][0] < 0.6 * found["rsd"].values["lr_rmse"][0]
     settings = dict(found["near"].settings)
     config = json.loads((trained.student / "config.json").read_text())

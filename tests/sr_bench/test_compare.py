@@ -167,6 +167,18 @@ def test_values_that_are_not_finite_have_no_interval_and_no_mark(tmp_path: Path)
     assert table_views(both, means, None)["rows"][0]["cells"][0]["text"] == "∞"
 
 
+def test_what_sees_the_ground_truth_is_never_best(tmp_path: Path) -> None:
+    methods = {
+        "ceiling": measured({"psnr": [40.0, 41.0]}, sees_gt=True),
+        "a": measured({"psnr": [20.0, 22.0]}),
+        "b": measured({"psnr": [19.0, 21.0]}),
+    }
+    three = load([result(tmp_path, methods, ("i0", "i1"))])
+    rows = table_views(three, all_means(three), None)["rows"]
+    assert [row["cells"][0]["rank"] for row in rows] == ["", "best", "second"]
+    assert [row["ranked"] for row in rows] == [False, True, True]
+
+
 def test_the_busiest_window_is_that_with_the_largest_sum() -> None:
     values = np.random.default_rng(1).random((20, 30)).astype(np.float32)
     for step in (1, 4):

@@ -68,8 +68,12 @@ def test_equal_figures_share_a_mark() -> None:
     view = select(paper_table("rsd-1"), "RealSR")
     assert marked(view, "ssim", "best") == ["ResShift", "RSD"]
     assert marked(view, "ssim", "second") == ["OSEDiff"]
-    view = replace(view, lines=(*view.lines, Line("ours", None, ("1", "26.490", None, None, None, None), "ours")))
-    assert marked(view, "psnr", "best") == ["ResShift", "ours"]
+    equal = ("1", "26.490", None, None, None, None)
+    assert marked(replace(view, lines=(*view.lines, Line("other", None, equal))), "psnr", "best") == [
+        "ResShift",
+        "other",
+    ]
+    assert marked(replace(view, lines=(*view.lines, Line("ours", None, equal, "ours"))), "psnr", "best") == ["ResShift"]
 
 
 def test_one_dataset_has_its_rows_and_columns() -> None:
@@ -128,13 +132,19 @@ def test_rows_of_ours(tmp_path: Path) -> None:
     path = measured(tmp_path, "osediff-crops512", student=ours, bicubic=method(psnr=(25.0, 26.0)))
     view = join(paper_table("rsd-3"), (path,), dataset="RealSR")
     student, bicubic = view.lines[-2:]
-    assert (student.method, student.ours, student.ranked) == ("student", "ours: 2 images, osediff-crops512 v2", True)
+    assert (student.method, student.ours) == ("student", "ours: 2 images, osediff-crops512 v2")
     values = dict(zip((column.metric for column in view.columns), student.values, strict=True))
     assert values == {column.metric: None for column in view.columns} | {"nfe": "1", "psnr": "30.50", "niqe": "5.5000"}
     assert bicubic.values[:3] == (None, "25.50", None)
-    assert marked(view, "psnr", "best") == ["student"]
-    assert marked(view, "psnr", "second") == ["ResShift"]
+    assert marked(view, "psnr", "best") == ["ResShift"]  # of the published rows: ours has more
+    assert marked(view, "psnr", "second") == ["SinSR"]
     assert [line.ours for line in view.lines[:-2]] == [None] * 5
+
+
+def test_what_saw_the_ground_truth_says_so(tmp_path: Path) -> None:
+    seen = MethodResult(source="ground truth and back", sees_gt=True, values={"psnr": (40.0, 41.0)})
+    view = join(paper_table("rsd-2"), (measured(tmp_path, "imagenet-test", autoencoder=seen),))
+    assert view.lines[-1].ours == "ours, sees the ground truth: 2 images, imagenet-test v2"
 
 
 def test_figures_of_all_pictures_together_are_joined(tmp_path: Path) -> None:
@@ -214,7 +224,7 @@ def test_text(page: Page) -> None:
         "0.6793*",
     ]
     (ours,) = (line for line in lines if line.startswith("<b>student|"))
-    assert ours.split()[-10:] == ["v2", "1", "30.50*", *["-"] * 7]
+    assert ours.split()[-10:] == ["v2", "1", "30.50", *["-"] * 7]
     assert {"protocol: osediff-crops512", "A note."} <= set(lines)
 
 
@@ -222,7 +232,7 @@ def test_markdown(page: Page) -> None:
     rows = [line for line in as_markdown(page).splitlines() if line.startswith("|")]
     assert len({row.replace("\\|", "").count("|") for row in rows}) == 1
     assert "| RSD |  | 1 | 25.61 | <u>0.7420</u> | **0.2675** |" in rows[6]
-    assert rows[-1].startswith("| &lt;b>student\\| | ours: 2 images, osediff-crops512 v2 | 1 | **30.50** | - |")
+    assert rows[-1].startswith("| &lt;b>student\\| | ours: 2 images, osediff-crops512 v2 | 1 | 30.50 | - |")
 
 
 def test_csv_and_json(page: Page) -> None:
@@ -236,7 +246,8 @@ def test_csv_and_json(page: Page) -> None:
     )
     content: dict[str, Any] = json.loads(as_json(page))
     assert content["rows"][4]["values"][5] == "5.7500"
-    assert content["rows"][5]["marks"][:3] == ["", "best", ""]
+    assert content["rows"][5]["marks"][:3] == ["", "", ""]
+    assert content["rows"][1]["marks"][:3] == ["", "best", "best"]
     assert len(content["differences"]) == len(page.differences)
     both = Page(select(paper_table("rsd-1")))
     assert next(csv.reader(io.StringIO(as_csv(both))))[-1] == "RealSet65/musiq"
@@ -255,5 +266,5 @@ def test_html(page: Page) -> None:
     assert "&lt;b&gt;student|" in text
     assert "<b>student" not in text
     assert "://" not in text
-    assert '<td class="best">30.50</td>' in text
+    assert '<td class="best">26.31</td>' in text
     assert '<td class="second">0.7420</td>' in text

@@ -38,6 +38,11 @@ class Method:
     pictures: Path | None
     result: MethodResult
 
+    @property
+    def is_ranked(self) -> bool:
+        """Whether it may be best or second best: not with the ground truth in its pictures."""
+        return not self.result.sees_gt
+
     def mean(self, key: str) -> float | None:
         """Mean over the images, or the value of all together; None: not measured."""
         if key in self.values:

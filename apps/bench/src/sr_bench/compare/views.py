@@ -54,11 +54,12 @@ def table_views(
     """Table of means, published rows below it, what nobody has, and one table of differences for every reference."""
     keys, methods = comparison.metrics, comparison.methods
     columns = [_metric_view(comparison, key) for key in keys]
-    rank = {key: ranks([method.mean(key) for method in methods], key) for key in keys}
+    rank = {key: ranks([method.mean(key) if method.is_ranked else None for method in methods], key) for key in keys}
     rows = [
         {
             "label": method.label,
             "source": method.result.source,
+            "ranked": method.is_ranked,
             "cells": [
                 _mean_cell(method, column, means.get((method.label, key)), rank[key][index])
                 for key, column in zip(keys, columns, strict=True)
@@ -104,7 +105,8 @@ def picture_view(comparison: Comparison, case: Case, strip: Strip) -> dict[str, 
     rank = {}
     for key in keys:
         values = [float(m.values[key][case.index]) if key in m.values else None for m in comparison.methods]
-        names = ranks(values, key)
+        allowed = [method.is_ranked for method in comparison.methods]
+        names = ranks([value if may else None for value, may in zip(values, allowed, strict=True)], key)
         for method, value, name in zip(comparison.methods, values, names, strict=True):
             if value is not None:
                 rank[method.label, key] = (written(value, places[key]), name)

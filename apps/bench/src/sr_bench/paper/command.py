@@ -21,7 +21,7 @@ def paper(
         ),
     ] = None,
     other_protocol: Annotated[
-        bool, typer.Option("--other-protocol", help="show a result of another protocol all the same, unranked")
+        bool, typer.Option("--other-protocol", help="show a result of another protocol all the same")
     ] = False,
     format_: Annotated[
         str | None, typer.Option("--format", help="table, md, csv, json or html; default: by the suffix of --out")
@@ -33,7 +33,7 @@ def paper(
 ) -> None:
     """Show a table of the RSD or TSD-SR paper, with results of ours as further rows.
 
-    Best and second best are marked. A result has to be measured by the table's protocol.
+    Best and second best of the published rows are marked. A result has to be measured by the table's protocol.
     """
     from sr_bench.paper.show import list_tables, show_table
 

@@ -21,7 +21,7 @@ WIDE = 500
 SIGN: Mapping[Mark, str] = {"best": "*", "second": "+", "": " "}
 STYLE: Mapping[Mark, str] = {"best": "bold", "second": "underline", "": ""}
 MARKDOWN: Mapping[Mark, str] = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
-SIGNS = "* best, + second best of the rows of one dataset"
+SIGNS = "* best, + second best of the published rows of one dataset"
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def as_markdown(page: Page) -> str:
     for line, signs in zip(view.lines, marks(view), strict=True):
         cells = [MARKDOWN[mark].format(value or "-") for value, mark in zip(line.values, signs, strict=True)]
         lines.append(_row([*(_escaped(head) for head in _head_cells(view, line)), *cells]))
-    lines += ["", "**Best** and <u>second best</u> of the rows of one dataset."]
+    lines += ["", "**Best** and <u>second best</u> of the published rows of one dataset."]
     return "\n".join([*lines, *(text for note in view.notes for text in ("", _escaped(note)))]) + "\n"
 
 

@@ -28,7 +28,7 @@ def join(
         table: published.
         results: ``result.json`` of ``sr-bench quality``, or its folder; for tables of complexity ``complexity.json``.
         dataset: that was measured; needed where the table has several. Only its figures are shown.
-        other_protocol: show results of another protocol all the same, unranked.
+        other_protocol: show results of another protocol all the same.
 
     Raises:
         ValueError: another protocol, a result that does not suit the table, or several datasets and none is named.
@@ -53,9 +53,16 @@ def _lines(view: View, path: Path, other_protocol: bool) -> list[Line]:
             f"{path}; measure with --protocol {view.table.protocol}, or show it all the same with --other-protocol"
         )
     how = f"{len(result.images)} images, {result.protocol.name} v{result.protocol.version}"
-    how = f"ours: {how}" if matches else f"ours, another protocol: {how}"
     dataset = view.lines[0].dataset if view.lines else None
-    return [Line(label, dataset, _printed(view, _figures(result, label)), how, matches) for label in result.methods]
+    return [
+        Line(label, dataset, _printed(view, _figures(result, label)), ", ".join(_remarks(method, matches)) + f": {how}")
+        for label, method in result.methods.items()
+    ]
+
+
+def _remarks(method: MethodResult, matches: bool) -> list[str]:
+    """That the row is ours, and what forbids comparing it with published ones."""
+    return ["ours", *(["another protocol"] * (not matches)), *(["sees the ground truth"] * method.sees_gt)]
 
 
 def _figures(result: QualityResult, label: str) -> Figures:
@@ -82,7 +89,7 @@ def _printed(view: View, figures: Figures) -> tuple[str | None, ...]:
 
 
 def _complexity_lines(view: View, path: Path) -> list[Line]:
-    """Rows of other hardware: shown, but never best."""
+    """Rows of other hardware."""
     file = path / "complexity.json" if path.is_dir() else path
     if not file.is_file():
         raise FileNotFoundError(f"expected complexity.json of sr-bench complexity or its folder, got {path}")
@@ -93,7 +100,7 @@ def _complexity_lines(view: View, path: Path) -> list[Line]:
             f"expected a result of sr-bench complexity for {view.table.name}, got another file: {file}; make one with "
             "`sr-bench complexity --out FOLDER`"
         ) from error
-    return [Line(row.model, None, _printed(view, _costs(row)), _measured(row), ranked=False) for row in result.rows]
+    return [Line(row.model, None, _printed(view, _costs(row)), _measured(row)) for row in result.rows]
 
 
 def _costs(row: Row) -> Figures:

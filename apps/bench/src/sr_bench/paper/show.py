@@ -15,9 +15,8 @@ from sr_bench.paper.view import View, select
 
 OURS = (
     "Rows of ours compare with published ones as far as they were measured on the same images; the number of ours "
-    "stands in the row."
+    "stands in the row. They take no part in best and second best."
 )
-OTHER_PROTOCOL = "Rows of another protocol are not comparable and take no part in best and second best."
 OTHER_HARDWARE = (
     "Seconds of ours are those of encoder, network and decoder for one picture; times and memory belong to their "
     "hardware, so rows of ours take no part in best and second best."
@@ -94,4 +93,4 @@ def _about_ours(view: View) -> tuple[str, ...]:
         return ()
     if view.table.protocol is None:
         return (OTHER_HARDWARE,)
-    return (OURS, *((OTHER_PROTOCOL,) if any(not line.ranked for line in view.lines) else ()))
+    return (OURS,)

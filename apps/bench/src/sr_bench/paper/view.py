@@ -19,15 +19,14 @@ class Line:
         method: name or label.
         dataset: None: the columns say it, or there is none.
         values: one for each column; None: not known.
-        ours: how it was measured; None: published.
-        ranked: whether it may be best or second best: only what was measured by the table's protocol.
+        ours: how it was measured; None: published. Only published rows are ranked: ours were measured on another
+            number of images or on other hardware, and may see the ground truth.
     """
 
     method: str
     dataset: str | None
     values: tuple[str | None, ...]
     ours: str | None = None
-    ranked: bool = True
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def select(table: PaperTable, dataset: str | None = None) -> View:
 
 
 def marks(view: View) -> list[tuple[Mark, ...]]:
-    """Which figures are best and second best in their column, among the rows of the same dataset.
+    """Which figures are best and second best in their column, among the published rows of the same dataset.
 
     Figures are compared as they are printed; equal ones share a mark, and second is the next different one.
 
@@ -117,13 +116,13 @@ def _column_marks(view: View, index: int) -> list[Mark]:
     higher = view.columns[index].higher_is_better
     places: dict[str | None, list[Decimal]] = {}
     for line in view.lines:
-        if (value := line.values[index]) is not None and line.ranked and higher is not None:
+        if (value := line.values[index]) is not None and line.ours is None and higher is not None:
             places.setdefault(line.dataset, []).append(Decimal(value))
     first_two = {dataset: sorted(set(found), reverse=bool(higher))[:2] for dataset, found in places.items()}
     names: tuple[Mark, Mark] = ("best", "second")
     marked: list[Mark] = []
     for line in view.lines:
         value, ordered = line.values[index], first_two.get(line.dataset, [])
-        known = line.ranked and value is not None and Decimal(value) in ordered if ordered else False
+        known = line.ours is None and value is not None and Decimal(value) in ordered if ordered else False
         marked.append(names[ordered.index(Decimal(value))] if known and value is not None else "")
     return marked

@@ -59,11 +59,13 @@ class Method:
         source: for the record.
         settings: everything that changes its pictures.
         restore: the function.
+        sees_gt: whether it looks at the ground truth.
     """
 
     source: str
     settings: Mapping[str, str | int | float | None]
     restore: Restore
+    sees_gt: bool = False
 
 
 def parse(text: str) -> Asked:
@@ -172,7 +174,7 @@ def _autoencoder(device: str) -> Method:
         return to_uint8(autoencoder.decode(autoencoder.encode(to_tensor(gt)[None].to(device)))[0].cpu())
 
     settings = {"dtype": "fp32", **_hashes(store.read_about(SHIPPED_AUTOENCODER)["sha256"])}
-    return Method(f"ground truth through {SHIPPED_AUTOENCODER} and back", settings, reconstruct)
+    return Method(f"ground truth through {SHIPPED_AUTOENCODER} and back", settings, reconstruct, sees_gt=True)
 
 
 def _checkpoint(asked: Asked, scale: int, device: str) -> Method:

@@ -21,6 +21,7 @@ class MethodResult(BaseModel):
 
     Args:
         source: what made the pictures, such as ``model tiny-student, seed 0`` or ``folder``.
+        sees_gt: the ground truth went into its pictures, so that no ranking may hold it.
         pictures: folder of the pictures, relative to the folder of ``result.json``; None: not kept.
         settings: of a model: seed, steps, tile, color, fidelity, dtype, sha256 of its weights; empty for folders.
         values: metric key -> value of every picture, in the order of :attr:`QualityResult.images`.
@@ -32,6 +33,7 @@ class MethodResult(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str
+    sees_gt: bool = False
     pictures: str | None = None
     settings: Mapping[str, str | int | float | None] = Field(default_factory=dict)
     values: Mapping[str, tuple[float, ...]]

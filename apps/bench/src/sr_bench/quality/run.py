@@ -38,6 +38,7 @@ class Candidate:
     folder: Path
     settings: Mapping[str, str | int | float | None]
     seconds: float | None
+    sees_gt: bool = False
 
 
 def measure(request: Request, console: Console | None = None) -> QualityResult:
@@ -81,7 +82,7 @@ def _restore(request: Request, pictures: Pictures, place: Path, console: Console
         method = methods.load(asked, scale=request.protocol.scale, seed=request.seed, device=request.device)
         restored = restore_all(asked, method, pictures, place, records, console)
         found[asked.label] = Candidate(
-            method.source, restored.files, restored.folder, method.settings, restored.seconds
+            method.source, restored.files, restored.folder, method.settings, restored.seconds, method.sees_gt
         )
     return found
 
@@ -107,6 +108,7 @@ def _measure(
         missing = absent | {key: f"{UNAVAILABLE}{value}" for key, value in found.items() if isinstance(value, str)}
         results[label] = MethodResult(
             source=candidate.source,
+            sees_gt=candidate.sees_gt,
             pictures=None if out is None else relative(candidate.folder, out),
             settings=candidate.settings,
             values={key: value for key, value in found.items() if isinstance(value, tuple)},
