@@ -158,7 +158,7 @@ def test_what_was_interrupted_is_continued(todo: list[tuple[Path, Job]], monkeyp
 
 CHILDREN = """
 import os, time
-from sr_bench.ablation.pool import processes
+from sr_bench.pool import processes
 
 if __name__ == "__main__":
     pool = processes(1)

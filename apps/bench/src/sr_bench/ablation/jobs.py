@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from distill.config import AnyRun
 from distill.folder import write_text
-from sr_bench.ablation.pool import processes
+from sr_bench.pool import processes
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Processes for trainings side by side, which end with the command that started them."""
+"""Processes for work side by side, which end with the command that started them."""
 
 from __future__ import annotations
 
