@@ -1,14 +1,17 @@
-"""``sr-bench tiles`` on pictures made here."""
+"""``sr-bench tiles`` on pictures made here, and what all measurements record."""
 
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from sr_bench.record import command_line
 from sr_data.images import write_image
 
 Pixels = np.ndarray
@@ -38,6 +41,13 @@ def test_tiles_are_compared_with_the_whole(run: Any, trained: Any, tmp_path: Pat
     refused = run("sr-bench", "tiles", *options[:4], "--tile", 64)
     assert refused.code == 2
     assert "expected pictures larger than tiles of 64, got a.png of 64x40" in refused.err
+
+
+def test_the_place_of_the_output_is_no_part_of_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    for words in (["--out", "./oo/"], ["--out=oo/"], ["--out", "oo"]):
+        monkeypatch.setattr("sys.argv", ["/bin/sr-bench", "quality", *words, "--model", "bicubic"])
+        assert command_line(Path("./oo/")) == "sr-bench quality --model bicubic"
+        assert command_line(None) == shlex.join(["sr-bench", "quality", *words, "--model", "bicubic"])
 
 
 def test_seams_are_seen_where_they_are() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sr_bench.compare.page import Options, write_page
 from sr_bench.quality.protocols import Protocol
 from sr_bench.quality.result import MethodResult, QualityResult
 from sr_bench.record import provenance, write_json
@@ -66,8 +67,6 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def report(results: tuple[Path, Path]) -> Path:
-    from sr_bench.compare.page import Options, write_page
-
     out = results[0].parent / "report.html"
     write_page(results, out, Options(images=3, paper="rsd-3", dataset="RealSR"))
     return out
@@ -139,7 +138,7 @@ def test_the_scatter_follows_the_chosen_metrics(page: Any) -> None:
     assert after["sharp"] != before["sharp"]
     mark = page.locator('#plot .mark[aria-label^="sharp"]')
     mark.focus()
-    assert page.inner_text(".tip").splitlines()[:2] == ["sharp", "PSNR 22.00 (21.97 … 22.03)"]
+    assert page.inner_text(".tip").splitlines()[:2] == ["sharp", "PSNR 22.00 (21.96 … 22.04)"]
     mark.blur()
     assert page.locator(".tip").is_hidden()
 
@@ -156,6 +155,64 @@ def test_labels_in_the_scatter_do_not_cover_each_other(page: Any) -> None:
             assert across < 1 or down < 4
 
 
+def many(folder: Path, labels: Sequence[str]) -> Path:
+    """A page of methods with the same pictures, the figures far apart."""
+    grey = np.full((64, 64, 3), 128, np.uint8)
+    for place in ("lr", "gt", "sr"):
+        write_image(folder / place / "a.png", grey[:16, :16] if place == "lr" else grey)
+    methods = {
+        label: MethodResult(source="folder", pictures="sr", values={"psnr": (20.0 + index,), "ssim": (0.1 * index,)})
+        for index, label in enumerate(labels)
+    }
+    made = QualityResult(
+        protocol=PROTOCOL, images=("a",), lr="lr", gt="gt", methods=methods, provenance=provenance("sr-bench")
+    )
+    write_json(folder / "result.json", made)
+    write_page([folder], folder / "page.html", Options(images=1))
+    return folder / "page.html"
+
+
+def test_long_labels_are_shortened_in_the_scatter_alone(chromium: Any, tmp_path: Path) -> None:
+    labels = [
+        "a-student-of-the-second-run-with-a-very-long-name-indeed",
+        "short",
+        "another-name-of-far-too-many-letters",
+    ]
+    for page in opened(chromium, many(tmp_path, labels), viewport={"width": 390, "height": 844}):
+        plot = page.locator("#plot svg").bounding_box()
+        texts = page.locator("#plot text.label")
+        for index in range(texts.count()):
+            box = texts.nth(index).bounding_box()
+            assert box["width"] < plot["width"] / 3
+            assert plot["x"] + 64 - 2 <= box["x"]  # right of the axis
+            assert box["x"] + box["width"] <= plot["x"] + plot["width"]
+        shown = set(texts.all_text_contents())
+        assert "short" in shown
+        assert sum(text.endswith("…") for text in shown) == 2
+        assert page.locator("#legend span").all_inner_texts() == labels
+
+
+def in_sight(strip: Any, kind: str) -> bool:
+    outer, inner = strip.bounding_box(), strip.locator(f".cell.{kind}").bounding_box()
+    return bool(outer["x"] <= inner["x"] and inner["x"] + inner["width"] <= outer["x"] + outer["width"])
+
+
+def test_lr_and_ground_truth_stay_in_sight(chromium: Any, tmp_path: Path) -> None:
+    """While there is room for others between them."""
+    report = many(tmp_path, [f"method {index}" for index in range(20)])
+    for page in opened(chromium, report, viewport={"width": 1280, "height": 900}):
+        strip = page.locator(".strip")
+        strip.scroll_into_view_if_needed()
+        for place in (0, 600, 99999):
+            strip.evaluate("(node, place) => node.scrollTo(place, 0)", place)
+            assert in_sight(strip, "lr")
+            assert in_sight(strip, "gt")
+        page.select_option("#size", "512")
+        strip.evaluate("node => node.scrollTo(2000, 0)")
+        assert not in_sight(strip, "lr")
+        assert not in_sight(strip, "gt")
+
+
 def test_tables_mark_the_best_and_say_what_is_missing(page: Any) -> None:
     rows = page.locator("#means tbody:not(.published) tr")
     assert [rows.nth(i).locator("th").inner_text() for i in range(4)] == ["plain", "sharp", HOSTILE, "bare"]
@@ -166,7 +223,7 @@ def test_tables_mark_the_best_and_say_what_is_missing(page: Any) -> None:
     assert second == ["0.7000", "23.00", "0.2000"]
     assert rows.nth(3).locator("td.missing").inner_text() == NEEDS
     assert page.locator("#means ul li").all_inner_texts() == [f"NIQE: {NEEDS}"]
-    assert "23.97 … 24.03" in rows.nth(0).inner_text()
+    assert "23.96 … 24.04" in rows.nth(0).inner_text()
     published = page.locator("#means tbody.published tr", has_text="ResShift").locator("td")
     assert published.first.inner_text() == "26.31"
     assert page.locator("main b", has_text="bold").count() == 0  # a label is text, not HTML

@@ -76,7 +76,7 @@ def test_refused(run: Any, tmp_path: Path) -> None:
     for options, said in (
         (("--device", "tpu"), "expected a device of"),
         (("--dtype", "int8"), "expected dtype auto, fp32"),
-        (("--out", tmp_path / "file"), "expected a folder, got"),
+        (("--out", tmp_path / "file"), "expected a folder to write into, got"),
     ):
         outcome = run("sr-bench", "complexity", "--model", "tiny", *options)
         assert (outcome.code, outcome.out) == (2, "")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
-from sr_bench.quality import measuring, methods, restoring
+from sr_bench.quality import checkpoints, measuring, methods, restoring, tables
 from sr_bench.quality.result import QualityResult, read_result
 from sr_bench.statistics import bootstrap
 from sr_data.images import write_image
@@ -148,7 +150,8 @@ def test_an_interrupted_measurement_continues(
 
     with monkeypatch.context() as patch:
         patch.setattr(measuring, "work", killed)
-        assert run(*command, "--out", out).code != 0
+        stopped = run(*command, "--out", out)
+    assert (stopped.code, stopped.err) == (130, "stopped; repeat the command to continue\n")
     assert len(measured) == 5
     assert not (out / "result.json").exists()
     torn = (out / "values.jsonl").read_text().rstrip("\n")[:-3]  # the last record is not whole
@@ -219,7 +222,7 @@ def test_a_model_with_options(run: Any, trained: Any, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     found = read_result(tmp_path / "out").methods
     assert list(found) == ["rsd", "near", "autoencoder"]  # a folder called model has the name of the one above
-    assert [method["sees_gt"] for method in found.values()] == [False, False, True]
+    assert [method.sees_gt for method in found.values()] == [False, False, True]
     assert found["near"].values["lr_rmse"][0] < 0.6 * found["rsd"].values["lr_rmse"][0]
     settings = dict(found["near"].settings)
     config = json.loads((trained.student / "config.json").read_text())
@@ -253,6 +256,9 @@ def esrgan(path: Path, scale: int = 4, channels: int = 3) -> Path:
 def test_a_checkpoint_of_another_network(run: Any, data: Path, tmp_path: Path) -> None:
     weights = esrgan(tmp_path / "tiny-esrgan.pth")
     out = tmp_path / "out"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # torch has some about files that end in .pt
+        checkpoints.load(esrgan(tmp_path / "tiny-esrgan.pt"), "cpu")
     options = ["--data", data, *QUICK]
     both = ["--model", weights, "--model", f"tiles={weights},tile=8"]
     outcome = run("sr-bench", "quality", *both, *options, "--out", out, "--limit", 1)
@@ -306,6 +312,61 @@ def test_values_do_not_depend_on_the_number_of_processes(
         torch.set_num_threads(before)
 
 
+def test_labels_are_no_markup(run: Any, data: Path, tmp_path: Path) -> None:
+    """Neither in the terminal nor in Markdown; the reference is the one that is asked for."""
+    out = tmp_path / "[/b] result"
+    odd = f"[/x] [bold]a|b :smile:={data / 'hr'}"
+    command = ["sr-bench", "quality", "--data", data, "--model", "bicubic", "--pred", odd, *QUICK, "--out", out]
+    outcome = run(*command, "--reference", "bicubic")
+    assert outcome.code == 0, outcome.err
+    shown = " ".join(outcome.out.split())
+    assert "Against bicubic (--reference), on" in shown
+    assert "metric [/x] [bold]a|b :smile: bicubic PSNR-Y" in shown
+    assert f"written to {out}" in outcome.out.replace("\n", " ")
+    table = (out / "table.md").read_text()
+    assert "| metric | [/x] [bold]a\\|b :smile: | bicubic |" in table
+    assert "| PSNR-Y ↑ | [/x] [bold]a\\|b :smile: | +" in table
+    assert read_result(out).reference == "bicubic"
+    assert "Against [/x] [bold]a|b :smile: (--reference)" in run(*command).out  # other tables, the same values
+
+
+def test_a_result_is_written_before_it_is_shown(
+    run: Any, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: Any) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(tables, "show", closed)
+    run("sr-bench", "quality", "--data", data, "--model", "bicubic", *QUICK, "--out", tmp_path / "out")
+    assert read_result(tmp_path / "out").methods["bicubic"].values
+    assert {path.name for path in (tmp_path / "out").iterdir()} >= {"table.md", "values.csv"}
+
+
+def test_broken_pictures_are_named(run: Any, data: Path, tmp_path: Path) -> None:
+    pictures(tmp_path / "made", ("a", "deeper/a", "deeper/b"), (96, 64), 5)
+    for file in (tmp_path / "made" / "deeper" / "a.png", data / "hr" / "a.png"):
+        file.write_bytes(file.read_bytes()[:-2000])
+    outcome = run("sr-bench", "quality", "--pred", tmp_path / "made", "--gt", data / "hr", "--metric", "psnr")
+    assert outcome.code == 2
+    files = f"{data / 'hr' / 'a.png'}, {tmp_path / 'made' / 'deeper' / 'a.png'}"
+    assert outcome.err == (
+        f"error: expected whole pictures, got {files}, which cannot be read; replace or remove these files\n"
+    )
+
+
+def test_one_command_at_a_time_works_in_a_folder(run: Any, data: Path, tmp_path: Path) -> None:
+    command = ["sr-bench", "quality", "--data", data, "--model", "bicubic", *QUICK, "--out", tmp_path / "out"]
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".lock"):
+        outcome = run(*command)
+    assert outcome.code == 2
+    assert "expected a folder that no other process measures in" in outcome.err
+    assert len(outcome.err.splitlines()) == 1
+    assert run(*command).code == 0
+    assert run(*command, "--seed", 1).code == 2
+    assert run(*command).code == 0  # what was refused has let go of it
+
+
 def test_bad_input_is_refused_in_one_line(run: Any, data: Path, trained: Any, tmp_path: Path) -> None:
     pictures(tmp_path / "other", ("a", "d"), (96, 64), 0)
     (tmp_path / "empty").mkdir()
@@ -326,9 +387,14 @@ def test_bad_input_is_refused_in_one_line(run: Any, data: Path, trained: Any, tm
         ([*bicubic, "--lr", data / "lr"], "expected --data, or --lr and --gt, got both"),
         ([*bicubic, "--out", tmp_path / "full"], "which exists; choose another --out"),
         ([*bicubic, "--device", "nowhere"], "expected a torch device"),
+        ([*bicubic, "--device", "meta"], "expected a torch device"),
+        ([*bicubic, "--out", tmp_path / "full" / "notes.txt" / "out"], "Not a directory; choose another --out"),
+        ([*bicubic, "--reference", "lanczos"], "expected --reference of bicubic, got lanczos; give one"),
+        ([*bicubic, "--metric", "ms_ssim", "--jobs", 1], "expected values of at least one metric, got none: MS-SSIM"),
+        (["--model", f"{trained.student},steps=3", "--lr", data / "lr"], "; change steps of --model rsd,steps=3"),
         ([*bicubic, "--protocol", "osediff-crops512"], "a.png of 64x96 instead of 512x512"),
         ([*bicubic, "--metric", "pnsr"], "got pnsr; correct the name"),
-        ([*bicubic, "--model", tmp_path / "none"], "expected a model folder"),
+        ([*bicubic, "--model", tmp_path / "none"], "; check --model"),
         ([*bicubic, "--model", trained.autoencoder], "got kind 'autoencoder'"),
         (["--model", f"{trained.student},fidelity=2"], "expected fidelity from 0 to 1, got 2"),
         (["--model", f"{trained.student},fidelity=x"], "expected a number for fidelity, got 'x'"),

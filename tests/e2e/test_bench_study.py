@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -49,9 +50,9 @@ class Served:
         assert self.process.stdout is not None
         self.address = next(line.split()[1] for line in self.process.stdout if line.startswith("open "))
 
-    def end(self) -> str:
-        """Press Ctrl-C."""
-        self.process.send_signal(signal.SIGINT)
+    def end(self, number: signal.Signals = signal.SIGINT) -> str:
+        """Press Ctrl-C, or what else ends a process."""
+        self.process.send_signal(number)
         out, _ = self.process.communicate(timeout=20)
         return out
 
@@ -103,6 +104,11 @@ def stored(path: Path) -> list[tuple[int, str | None, list[str]]]:
         return [(position, choice, json.loads(shown)) for position, choice, shown in rows]
 
 
+def people(path: Path) -> int:
+    with closing(sqlite3.connect(path)) as file:
+        return int(file.execute("SELECT COUNT(*) FROM people").fetchone()[0])
+
+
 def test_choose_by_key_and_click_undo_reload_and_finish(page: Any, answers: Path) -> None:
     page.keyboard.press("b")
     ready(page, "2 / 5")
@@ -110,6 +116,8 @@ def test_choose_by_key_and_click_undo_reload_and_finish(page: Any, answers: Path
     ready(page, "3 / 5")
     page.get_by_role("button", name="Choose A").click()
     ready(page, "4 / 5")
+    _, choice, shown = stored(answers)[2]
+    assert choice == shown[0]
     page.keyboard.press("u")
     ready(page, "3 / 5")
     page.reload()
@@ -150,14 +158,49 @@ def test_the_picture_under_a_letter_is_the_one_that_is_chosen(page: Any, answers
 
 
 def test_impatient_fingers_count_once(page: Any, answers: Path) -> None:
-    page.evaluate("() => { answer('A'); answer('A'); answer('B'); }")
+    page.evaluate("() => { window.tokens = state.question.candidates.map(one => one.token); }")
+    page.evaluate("() => { answer(tokens[0]); answer(tokens[0]); answer(tokens[1]); }")
     ready(page, "2 / 5")
-    page.evaluate(
-        "() => fetch('answer', {method: 'POST', headers: {'Content-Type': 'application/json'},"
-        " body: JSON.stringify({position: 0, choice: 'B', seconds: 1})})"
-    )
+    assert page.evaluate("() => ask('answer', {position: 0, token: tokens[1], seconds: 1})")["position"] == 1
     ((position, choice, shown),) = stored(answers)
     assert (position, choice) == (0, shown[0])
+
+
+def test_a_double_click_on_start_makes_one_person(chromium: Any, served: Served, answers: Path) -> None:
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(served.address)
+    page.wait_for_selector("#begin")
+    asked: list[str] = []
+    page.on("request", lambda one: asked.append(one.url) if one.url.endswith("/start") else None)
+    before = people(answers)
+    page.evaluate("() => { by('begin').click(); by('begin').click(); }")
+    ready(page, "1 / 5")
+    assert len(asked) == 1
+    assert people(answers) == before + 1
+    context.close()
+
+
+def test_the_page_of_one_person_does_not_answer_for_another(chromium: Any, served: Served, answers: Path) -> None:
+    context = chromium.new_context()
+    page = context.new_page()
+    page.goto(served.address)
+    page.click("#begin")
+    ready(page, "1 / 5")
+    before = people(answers)
+    context.clear_cookies()
+    page.evaluate("() => ask('start', {})")  # somebody else in this browser
+    page.keyboard.press("A")
+    page.wait_for_selector("#problem:not([hidden])")
+    assert people(answers) == before + 1
+    assert stored(answers) == []
+    page.reload()
+    ready(page, "1 / 5")
+    page.keyboard.press("B")
+    ready(page, "2 / 5")
+    ((position, choice, shown),) = stored(answers)
+    assert (position, choice) == (0, shown[1])
+    context.close()
 
 
 def test_all_pictures_are_enlarged_at_the_same_place(page: Any) -> None:
@@ -232,6 +275,13 @@ def test_ctrl_c_ends_the_study_and_its_results_can_be_read(
     assert page.evaluate("() => document.documentElement.scrollWidth") == 390
     assert page.locator(".bar").count() == 3 + 2 * 3
     page.close()
+
+
+def test_sigterm_ends_the_study_as_ctrl_c_does(folder: Path, tmp_path: Path) -> None:
+    served = Served(folder, tmp_path / "a.sqlite")
+    urllib.request.urlopen(served.address).close()  # it serves
+    assert served.end(signal.SIGTERM).splitlines()[-1] == f"0 answers of 0 people in {tmp_path / 'a.sqlite'}"
+    assert served.process.returncode == 0
 
 
 def test_what_cannot_be_done_is_one_line(run: Any, folder: Path, tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from PIL import Image
 
 from sr_bench.ablation import jobs, tables
 from sr_bench.ablation import run as ablation_run
-from sr_bench.ablation.run import Photographs, run_ablation
+from sr_bench.ablation.photographs import Photographs, choose_photographs, measure_photographs
+from sr_bench.ablation.run import run_ablation
 from sr_bench.ablation.tables import OBJECTIVES, RSD, TSD, Ablation, Table
 from sr_bench.training import measure_training
 from sr_data.images import write_image
@@ -235,14 +236,14 @@ def test_photographs_are_measured_and_not_twice(
     for name, size in (("lr", 16), ("hr", 64)):
         for picture in ("a", "b", "c"):
             write_image(tmp_path / name / f"{picture}.png", rng.integers(0, 256, (size, size, 3), dtype=np.uint8))
-    chosen = Photographs(tmp_path / "lr", tmp_path / "hr", 2)
+    chosen = choose_photographs(tmp_path / "lr", tmp_path / "hr", 2)
     measured: list[tuple[str, int | None]] = []
 
     def measure(method: str, photographs: Photographs, steps: int | None = None) -> dict[str, float]:
         measured.append((method, steps))
         return plain(method, photographs, steps)
 
-    plain = jobs.measure_photographs
+    plain = measure_photographs
     for module in (jobs, ablation_run):
         monkeypatch.setattr(module, "measure_photographs", measure)
     small = Ablation((Table("One row", (), (OBJECTIVES.base,)),), OBJECTIVES.base, "evaluations", points=2)
@@ -256,13 +257,15 @@ def test_photographs_are_measured_and_not_twice(
     assert "2 photographs of lr and hr" in pages[0]
     assert str(tmp_path) not in pages[0]
     assert "PIQE (photographs)" in pages[0]
+    assert "different code" not in pages[0]
     result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert len(result["made_by"]) == 1
+    assert set(result["provenance"]) & set(result["made_by"][0]) == set()
     many, once = (result["references"][f"teacher {steps}"]["photographs"] for steps in ("4 steps", "1 step"))
     assert many != once
     (tmp_path / "lr" / "a.png").unlink()
     with pytest.raises(ValueError, match="same names"):
-        ablate("small", tmp_path / "fresh", short_settings, photographs=chosen)
-    assert not (tmp_path / "fresh").exists()
+        choose_photographs(tmp_path / "lr", tmp_path / "hr", 2)
 
 
 def test_a_setting_that_a_row_does_not_have_is_refused(settings: list[str], tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
+import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,12 @@ import pytest
 from PIL import Image
 
 from sr_bench import statistics
-from sr_bench.compare.cases import choose
+from sr_bench.compare.cases import Case, choose
 from sr_bench.compare.figures import all_differences, all_means, digits, ranks, written
 from sr_bench.compare.load import Comparison, load
-from sr_bench.compare.pictures import Folders, Strip, busiest, disagreement
+from sr_bench.compare.pictures import Cell, Folders, Strip, busiest, disagreement
 from sr_bench.compare.published import published
-from sr_bench.compare.views import scatter_view, table_views
+from sr_bench.compare.views import picture_view, scatter_view, table_views
 from sr_bench.paper.tables import PaperTable, paper_tables
 from sr_bench.quality.protocols import Protocol
 from sr_bench.quality.result import MethodResult, QualityResult
@@ -63,7 +65,8 @@ def test_results_are_joined_by_the_names_of_images_and_methods(tmp_path: Path) -
     assert joined.images == ("a", "c")
     found = {method.label: method.values["psnr"].tolist() for method in joined.methods}
     assert found == {"ours (one)": [1, 3], "bicubic": [4, 6], "ours (two)": [8, 7], "new": [10, 30]}
-    assert joined.notes == ("Only 2 of the 3 images of one are in all results and compared.",)
+    assert joined.notes[:-1] == ("Only 2 of the 3 images of one are in all results and compared.",)
+    assert "could not be checked" in joined.notes[-1]
     # FID of three images says nothing about two of them; that of the other result holds.
     assert joined.method("ours (one)", "").mean("fid") is None
     assert "more images" in joined.method("ours (one)", "").missing["fid"]
@@ -89,6 +92,31 @@ def test_results_that_do_not_belong_together_are_refused(tmp_path: Path) -> None
         load([one, one / "result.json"])
 
 
+def on_pictures(folder: Path, levels: Mapping[str, int]) -> Path:
+    """A result of the image ``a`` with a folder ``lr`` or ``gt`` for each of ``levels``, of one grey."""
+    for kind, level in levels.items():
+        write_image(folder / kind / "a.png", np.full((8, 8, 3), level, np.uint8))
+        os.utime(folder / kind / "a.png", (1, 1))  # as files are that were unpacked from archives
+    places = {kind: kind for kind in levels}
+    return result(folder, {folder.name: measured({"psnr": (1.0,)})}, ("a",), **places)
+
+
+def test_results_of_other_pictures_are_refused(tmp_path: Path) -> None:
+    one, same = (on_pictures(tmp_path / name, {"lr": 1, "gt": 2}) for name in ("one", "same"))
+    assert load([one, same]).notes == ()
+    for kind, levels in (("ground truth", {"lr": 1, "gt": 3}), ("LR", {"lr": 3, "gt": 2})):
+        other = on_pictures(tmp_path / kind, levels)
+        with pytest.raises(ValueError, match=rf"the same pictures, got different {kind} files .*; measure one of them"):
+            load([one, same, other])
+    shared = result(tmp_path / "two", {"two": measured({"psnr": (1.0,)})}, ("a",), gt="../one/gt")
+    assert load([one, shared]).notes == ()
+    shutil.rmtree(same / "gt")
+    assert load([one, same]).notes == ()  # LR says enough
+    shutil.rmtree(same / "lr")
+    (note,) = load([one, same]).notes
+    assert note.startswith("one and same have images of the same names; whether they are the same pictures could not")
+
+
 def test_other_versions_of_pyiqa_are_noted(tmp_path: Path) -> None:
     methods = {"ours": measured({"psnr": (1.0,)})}
     newer = MADE.model_copy(update={"versions": {"pyiqa": "0.1.14"}})
@@ -96,7 +124,7 @@ def test_other_versions_of_pyiqa_are_noted(tmp_path: Path) -> None:
         result(tmp_path / "one", methods, ("a",)),
         result(tmp_path / "two", methods, ("a",), provenance=newer),
     ]
-    assert load(paths).notes == ("The results were measured with different versions of pyiqa: 0.1.13, 0.1.14.",)
+    assert load(paths).notes[:1] == ("The results were measured with different versions of pyiqa: 0.1.13, 0.1.14.",)
 
 
 def test_cases_are_worst_best_most_different_and_a_spread(tmp_path: Path) -> None:
@@ -125,10 +153,22 @@ def test_cases_follow_the_direction_of_the_metric_and_the_choice(tmp_path: Path)
 
 
 def test_ranks_know_the_direction_and_ties() -> None:
-    assert ranks([30.0, None, 20.0, 25.0, 30.0], "psnr") == ["best", "", "", "second", "best"]
-    assert ranks([0.3, 0.1, 0.2], "lpips") == ["", "best", "second"]
-    assert ranks([1.0, 1.0], "psnr") == ["", ""]
-    assert ranks([1.0, None], "psnr") == ["", ""]
+    assert ranks([30.0, None, 20.0, 25.0, 30.0], "psnr", 2) == ["best", "", "", "second", "best"]
+    assert ranks([0.3, 0.1, 0.2], "lpips", 4) == ["", "best", "second"]
+    assert ranks([1.0, 1.0], "psnr", 2) == ["", ""]
+    assert ranks([1.0, None], "psnr", 2) == ["", ""]
+    assert ranks([float("inf"), 30.0], "psnr", 2) == ["best", "second"]
+
+
+def test_what_is_written_alike_shares_a_rank(tmp_path: Path) -> None:
+    assert ranks([0.10004, 0.09996, 0.2], "lpips", 4) == ["best", "best", "second"]
+    values = {"a": 0.10004, "b": 0.09996, "c": 0.2}
+    three = comparison(tmp_path, **{label: {"lpips": [value] * 2} for label, value in values.items()})
+    rows = table_views(three, all_means(three), None)["rows"]
+    assert [row["cells"][0]["rank"] for row in rows] == ["best", "best", "second"]
+    strip = Strip(tuple(Cell(label, "method", None) for label in values), 8, 8, (8, 8), (0, 0), (0.5, 0.5))
+    cells = picture_view(three, Case(0, ""), strip)["cells"]
+    assert [cell["figures"][0]["rank"] for cell in cells] == ["best", "best", "second"]
 
 
 def test_numbers_are_written_for_their_column() -> None:
@@ -155,6 +195,25 @@ def test_means_and_differences_are_those_of_the_statistics(tmp_path: Path) -> No
     assert back.paired.difference.low == -forth.paired.difference.high
     assert forth.p == pytest.approx(2 * forth.paired.p)  # Holm: two metrics
     assert found["ours", "base"]["psnr"].verdict == "open"
+
+
+def verdicts(folder: Path, differences: Sequence[float], key: str) -> tuple[str, str]:
+    base = np.full(len(differences), 10.0)
+    both = comparison(folder, base={key: base}, ours={key: base + differences})
+    found = all_differences(both)
+    return found["ours", "base"][key].verdict, found["base", "ours"][key].verdict
+
+
+def test_a_verdict_is_where_test_and_mean_have_one_direction(tmp_path: Path) -> None:
+    """With p below 0.001: all better; more wins and a worse mean by one image; fewer wins, which are larger."""
+    wins = [0.01 + 0.001 * index for index in range(20)]
+    assert verdicts(tmp_path, wins, "psnr") == ("better", "worse")
+    assert verdicts(tmp_path, wins, "lpips") == ("worse", "better")
+    assert verdicts(tmp_path, [*wins, -5.0], "psnr") == ("open", "open")
+    assert verdicts(tmp_path, [*wins, -5.0], "lpips") == ("open", "open")
+    fewer = [*np.linspace(-0.002, -0.001, 31), *np.linspace(1.0, 2.0, 29)]
+    assert verdicts(tmp_path, fewer, "psnr") == ("better", "worse")
+    assert verdicts(tmp_path, fewer, "lpips") == ("worse", "better")
 
 
 def test_values_that_are_not_finite_have_no_interval_and_no_mark(tmp_path: Path) -> None:
@@ -236,6 +295,22 @@ def test_a_strip_shows_the_same_region_of_every_picture(tmp_path: Path) -> None:
     x, y = left + strip.place[0] * 64, top + strip.place[1] * 64
     assert abs(x - 111) <= 12
     assert abs(y - 69) <= 12
+
+
+@pytest.mark.parametrize("crop", [50, 64, 200])
+def test_a_region_is_of_whole_lr_pixels(crop: int, tmp_path: Path) -> None:
+    """Whatever the crop is, LR is that of the region pixel by pixel; 3 is no divisor of 50 and 64."""
+    rng = np.random.default_rng(4)
+    gt, lr = (rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((96, 120), (32, 40)))
+    for name, picture in (("gt", gt), ("lr", lr), ("ours", 255 - gt)):
+        write_image(tmp_path / name / "a.png", picture)
+    methods = {"ours": measured({"psnr": (1.0,)}, pictures="ours")}
+    strip = Folders(load([result(tmp_path, methods, ["a"], gt="gt", lr="lr")])).strip("a", crop, lossless=True)
+    assert strip is not None
+    assert (strip.width, strip.height) == {50: (48, 48), 64: (63, 63), 200: (120, 96)}[crop]
+    left, top = (corner // 3 for corner in strip.corner)
+    wanted = lr[top : top + strip.height // 3, left : left + strip.width // 3]
+    np.testing.assert_array_equal(decoded(strip)["LR"], wanted)
 
 
 def test_pictures_that_are_absent_leave_a_gap(tmp_path: Path) -> None:

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import signal
+import sys
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sr_bench import machine
 from sr_bench.complexity import measure as measuring
+from sr_bench.complexity import run as running
 from sr_bench.complexity.measure import META, Measured, Task, complete, measure
 from sr_bench.complexity.probe import count_macs, count_parameters, restore_in_parts
-from sr_bench.complexity.result import NETWORKS, PARTS, Ceiling, Row, Spread
-from sr_bench.complexity.run import Wanted, best_ceilings, measure_complexity, published_rows, tasks_of
+from sr_bench.complexity.result import NETWORKS, PARTS, Ceiling, Complexity, Memory, Row, Spread
+from sr_bench.complexity.run import Wanted, best_ceilings, measure_complexity, provenance_of, published_rows, tasks_of
 from sr_bench.complexity.subjects import T2I, Subject, build
 from sr_bench.paper.tables import paper_table
 from sr_models.compute import Compute, paths
@@ -208,8 +213,72 @@ def test_rounds() -> None:
 def test_median_and_deciles() -> None:
     rounds = [{part: float(turn) for part in PARTS} for turn in (5, 1, 4, 2, 3)]
     spreads = measuring._spreads(rounds)
-    assert spreads["network"] == Spread(median=3.0, p10=1.4, p90=4.6)
-    assert spreads["total"] == Spread(median=18.0, p10=8.4, p90=27.6)
+    assert spreads["network"] == Spread(median=3.0, p10=1.0, p90=5.0)  # of few rounds the ends: no deciles
+    assert spreads["total"] == Spread(median=18.0, p10=6.0, p90=30.0)
+    many = measuring._spreads([{part: float(turn) for part in PARTS} for turn in range(21)])
+    assert many["network"] == Spread(median=10.0, p10=2.0, p90=18.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident set is read from Linux")
+def test_peak_is_the_greatest_since_the_reset_not_before() -> None:
+    before = np.ones(2**25)  # 256 MiB
+    del before
+    loaded = measuring._reset_peak(CPU)
+    assert loaded is not None, "clear_refs cannot be written here"
+    during = np.ones(2**23)  # 64 MiB
+    del during
+    peak = measuring._peak(CPU)
+    assert peak is not None
+    assert loaded + 60 < peak < loaded + 128
+
+
+def test_without_a_reset_there_is_no_peak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "CLEAR", tmp_path / "absent" / "clear_refs")
+    assert measure(task()).row.memory is None
+    assert measuring._reset_peak(torch.device("mps")) is None
+
+
+def test_order_of_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The peak is that of the warm-up, which no time is taken of."""
+    log: list[str] = []
+
+    def logged(name: str, value: Any) -> Any:
+        return lambda *_: (log.append(name), value)[1]
+
+    seconds = dict.fromkeys(PARTS, 1.0)
+    monkeypatch.setattr(measuring.Restoration, "run", logged("run", seconds))
+    monkeypatch.setattr(measuring, "_reset_peak", logged("reset", 1.0))
+    monkeypatch.setattr(measuring, "_peak", logged("peak", 3.0))
+    monkeypatch.setattr(measuring, "matrix_rates", logged("ceiling", {"slow": 1.0, "fast": 2.0, "other": 0.5}))
+    found = measure(task(rounds=2))
+    assert log == ["reset", "run", "peak", "ceiling", "run", "run"]
+    assert found.row.memory == Memory(kind="resident", loaded=1.0, peak=3.0)
+    assert found.ceiling is not None
+    assert (found.ceiling.operation, found.ceiling.matrix_gflops) == ("fast", 2.0)
+
+
+def test_every_reading_of_the_clock_waits_for_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    for module in (measuring, machine):
+        monkeypatch.setattr(module, "synchronize", lambda device: log.append("wait"))
+
+    def clock() -> float:
+        log.append("read")
+        return 0.0
+
+    measuring.Restoration(subject(), task(), tmp_path, clock).run()
+    assert log == ["wait", "read"] * 9  # 5 of the whole, 4 around and between the networks
+    log.clear()
+    machine.copy_rate(CPU, clock)
+    assert log == ["wait", "read"] * 2 * (machine.ROUNDS + 1)
+
+
+def test_the_peak_of_a_gpu_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    log: list[str] = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: log.append("reset"))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: (log.append("read"), 2**21)[1])
+    assert measuring._reset_peak(torch.device("cuda")) == 2.0
+    assert log == ["reset", "read"]
 
 
 def row(**changes: Any) -> Row:
@@ -220,7 +289,7 @@ def row(**changes: Any) -> Row:
 
 
 def test_shares_of_the_ceiling() -> None:
-    ceiling = Ceiling(device="cpu", dtype="fp32", matrix_gflops=10.0, copy_gbs=0.001)
+    ceiling = Ceiling(device="cpu", dtype="fp32", operation="matrix product", matrix_gflops=10.0, copy_gbs=0.001)
     shares = complete(row(), ceiling).shares
     assert shares["network"] == pytest.approx(2 * 2 / 2 / 10)  # 2 GMAC in 2 s
     assert shares["networks"] == pytest.approx(2 * 6 / 6 / 10)
@@ -232,7 +301,7 @@ def test_shares_of_the_ceiling() -> None:
 
 def test_ceilings_are_the_best_of_the_run() -> None:
     found = [
-        Ceiling(device="cpu", dtype=dtype, matrix_gflops=rate, copy_gbs=copy)
+        Ceiling(device="cpu", dtype=dtype, operation="convolution", matrix_gflops=rate, copy_gbs=copy)
         for dtype, rate, copy in (("fp32", 10, 3), ("bf16", 30, 5), ("fp32", 12, 2))
     ]
     best = best_ceilings(found)
@@ -248,6 +317,21 @@ def test_rates_are_the_best_turn_of_the_faster_work(convolution: int, expected: 
     product = [second for seconds in (1, 4, 2, 4, 4, 4) for second in (0, seconds)]
     times = iter([*product, 0, 1, *[0, convolution] * 5])
     assert machine.matrix_rate(CPU, torch.float32, lambda: float(next(times))) == pytest.approx(expected / 1e9)
+
+
+def test_operations_of_a_gpu_in_fp32_say_whether_they_may_take_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=False))
+    monkeypatch.setattr(torch.backends, "cudnn", SimpleNamespace(allow_tf32=True))
+    gpu = torch.device("cuda")
+    assert machine.tf32_allowed(gpu, torch.float32) == (" (no TF32)", " (TF32 allowed)")
+    assert machine.tf32_allowed(gpu, torch.bfloat16) == machine.tf32_allowed(CPU, torch.float32) == ("", "")
+    assert list(machine.matrix_rates(CPU, torch.float32)) == ["matrix product", "3x3 convolution"]
+
+
+def test_provenance_names_every_device_once() -> None:
+    mps = torch.device("mps")
+    assert provenance_of("sr-bench", [CPU, mps, CPU]).device == "cpu, mps"
+    assert provenance_of("sr-bench", []).device == "cpu"
 
 
 def test_which_rows() -> None:
@@ -307,6 +391,40 @@ def test_a_row_that_fails_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "48 px x 1: out of memory" in said
     with pytest.raises(ValueError, match="at least one row that can be measured, got none: out of memory"):
         measure_complexity(replace(wanted, sizes=(48,)), out=None, command="sr-bench complexity", worker=worker)
+
+
+def test_an_interrupted_run_keeps_its_rows(tmp_path: Path) -> None:
+    def worker(task: Task) -> Measured:
+        if task.size == 32:
+            raise KeyboardInterrupt
+        return Measured(task.row(**row().model_dump(include={"scale", "macs", "seconds"})), None)
+
+    wanted = Wanted(models=("tiny",), devices=("cpu",), dtypes=("fp32",), sizes=(16, 32))
+    out = tmp_path / "new" / "out"
+    with pytest.raises(KeyboardInterrupt):
+        measure_complexity(wanted, out=out, command="sr-bench complexity", worker=worker)
+    kept = Complexity.model_validate_json((out / "complexity.json").read_text())
+    assert [row.size for row in kept.rows] == [16]
+    assert len(list(out.iterdir())) == 4
+
+
+def test_a_folder_that_cannot_be_is_refused_before_the_first_row(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    measured: list[Task] = []
+
+    def worker(task: Task) -> Measured:
+        measured.append(task)
+        raise ValueError("late")
+
+    with pytest.raises(ValueError, match=r"folder to write into, got .*sub \(not a directory\); choose another --out"):
+        measure_complexity(Wanted(models=("tiny",)), out=tmp_path / "file" / "sub", command="", worker=worker)
+    assert measured == []
+
+
+def test_ctrl_c_ends_the_process_of_a_row_quietly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(running, "measure", signal.getsignal)
+    handler: Any = running.in_own_process(signal.SIGINT)  # type: ignore[arg-type]
+    assert handler == signal.SIG_DFL
 
 
 def test_what_cannot_be_measured_is_said() -> None:

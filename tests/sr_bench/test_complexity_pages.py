@@ -47,7 +47,7 @@ def result() -> Complexity:
         method="RSD",
         values={"nfe": "1", "seconds": "0.059", "parameters_m": "174", "memory_mb": "539"},
     )
-    ceiling = Ceiling(device="cpu", dtype="bf16", matrix_gflops=812.4, copy_gbs=20.3)
+    ceiling = Ceiling(device="cpu", dtype="bf16", operation="3x3 convolution", matrix_gflops=812.4, copy_gbs=20.3)
     about = provenance("sr-bench complexity --size 64")
     return Complexity(rows=(measured, failed), ceilings=(ceiling,), published=(published,), provenance=about)
 
@@ -77,15 +77,24 @@ def test_markdown(result: Complexity) -> None:
     text = pages.as_markdown(result)
     lines = [line for line in text.splitlines() if line.startswith("|")]
     path = "cpu, bf16 autocast, channels_last"
-    assert f"| tiny-student | {path} | 64 x 2 | 1 | 124.0 | 6.0 | 2.100 | 1.050 to 4.200 (7) | 556 | 400 |" in lines
+    assert (
+        f"| tiny-student | {path} | 64 x 2 | 1 | 124.0 | 6.0 | 2.100 | min 1.050 to max 4.200 (7) | 556 | 400 |"
+        in lines
+    )
     split = "0.1000 | 0.2000 10% | 0.3000 25% | 0.4000 30% | 0.5000 50% | 0.6000 | 28% |"
     assert f"| tiny-student | {path} | 64 x 2 | {split}" in lines
     assert "| tiny-student | stored | 64 x 2 | 1.00 | 120.0 | 3.00 | 0.01 | 1 | 1.0 | 2.0 | 3.0 |" in lines
     assert "| RSD | RSD Table 4 | 1 | 174 | 0.059 | 539 |" in lines
     assert "## PUBLISHED, other hardware: not measured here" in text
     assert "- RSD Table 4: published, NVIDIA A100" in text
-    assert "812 GFLOP/s" in text
+    assert "812 GFLOP/s (3x3 convolution), 20.3 GB/s" in text
     assert "not measured: <b>a|b</b>, cpu, fp32, 64 px x 1: no <i>|" in text
+
+
+@pytest.mark.parametrize(("rounds", "said"), [(10, "min 1.050 to max 4.200 (10)"), (11, "p10 1.050 to p90 4.200 (11)")])
+def test_deciles_are_named_so_of_enough_rounds(result: Complexity, rounds: int, said: str) -> None:
+    row = result.rows[0].model_copy(update={"rounds": rounds})
+    assert said in pages.as_markdown(result.model_copy(update={"rows": (row,)}))
 
 
 def test_page_stands_alone(result: Complexity) -> None:

@@ -18,7 +18,7 @@ from sr_bench.paper.formats import FORMATS, Page, as_csv, as_html, as_json, as_m
 from sr_bench.paper.join import join
 from sr_bench.paper.tables import PaperTable, paper_table
 from sr_bench.paper.view import Line, View, marks, select
-from sr_bench.quality.protocols import Protocol
+from sr_bench.quality.protocols import PROTOCOLS, Protocol
 from sr_bench.quality.result import MethodResult, QualityResult
 from sr_bench.record import Provenance, write_json
 
@@ -41,8 +41,8 @@ def marked(view: View, metric: str, mark: str) -> list[str]:
     return [line.method for line, found in zip(view.lines, marks(view), strict=True) if found[index] == mark]
 
 
-def measured(folder: Path, protocol: str, **methods: MethodResult) -> Path:
-    rules = Protocol(name=protocol, version=2, source="test", about="test", metrics=("psnr",))
+def measured(folder: Path, protocol: str | Protocol, **methods: MethodResult) -> Path:
+    rules = PROTOCOLS[protocol] if isinstance(protocol, str) else protocol
     result = QualityResult(protocol=rules, images=("a", "b"), methods=methods, provenance=PROVENANCE)
     write_json(folder / "result.json", result)
     return folder
@@ -132,7 +132,7 @@ def test_rows_of_ours(tmp_path: Path) -> None:
     path = measured(tmp_path, "osediff-crops512", student=ours, bicubic=method(psnr=(25.0, 26.0)))
     view = join(paper_table("rsd-3"), (path,), dataset="RealSR")
     student, bicubic = view.lines[-2:]
-    assert (student.method, student.ours) == ("student", "ours: 2 images, osediff-crops512 v2")
+    assert (student.method, student.ours) == ("student", "ours: 2 images, osediff-crops512 v1")
     values = dict(zip((column.metric for column in view.columns), student.values, strict=True))
     assert values == {column.metric: None for column in view.columns} | {"nfe": "1", "psnr": "30.50", "niqe": "5.5000"}
     assert bicubic.values[:3] == (None, "25.50", None)
@@ -144,7 +144,7 @@ def test_rows_of_ours(tmp_path: Path) -> None:
 def test_what_saw_the_ground_truth_says_so(tmp_path: Path) -> None:
     seen = MethodResult(source="ground truth and back", sees_gt=True, values={"psnr": (40.0, 41.0)})
     view = join(paper_table("rsd-2"), (measured(tmp_path, "imagenet-test", autoencoder=seen),))
-    assert view.lines[-1].ours == "ours, sees the ground truth: 2 images, imagenet-test v2"
+    assert view.lines[-1].ours == "ours, sees the ground truth: 2 images, imagenet-test v1"
 
 
 def test_figures_of_all_pictures_together_are_joined(tmp_path: Path) -> None:
@@ -156,8 +156,15 @@ def test_figures_of_all_pictures_together_are_joined(tmp_path: Path) -> None:
 def test_a_result_that_does_not_suit_is_refused(tmp_path: Path) -> None:
     path = measured(tmp_path, "weight-free", student=method(psnr=(50.0, 51.0)))
     table = paper_table("rsd-3")
-    with pytest.raises(ValueError, match=r"protocol osediff-crops512 for rsd-3, got weight-free .* --other-protocol"):
+    with pytest.raises(
+        ValueError, match=r"protocol osediff-crops512 v1 for rsd-3, got weight-free v1 .* --other-protocol"
+    ):
         join(table, (path,), dataset="RealSR")
+    for change in ({"version": 2}, {"crop_border": 4}):
+        changed = PROTOCOLS["osediff-crops512"].model_copy(update=change)
+        other = measured(tmp_path / "changed", changed, student=method(psnr=(50.0, 51.0)))
+        with pytest.raises(ValueError, match=r"expected a result of protocol osediff-crops512 v1 for rsd-3"):
+            join(table, (other,), dataset="RealSR")
     with pytest.raises(ValueError, match=r"expected one dataset for --join, .* name yours with --dataset"):
         join(table, (path,))
     with pytest.raises(ValueError, match="expected a result of sr-bench complexity for rsd-4"):
@@ -165,7 +172,7 @@ def test_a_result_that_does_not_suit_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"expected complexity\.json"):
         join(paper_table("rsd-4"), (path,))
     view = join(table, (path,), dataset="RealSR", other_protocol=True)
-    assert view.lines[-1].ours == "ours, another protocol: 2 images, weight-free v2"
+    assert view.lines[-1].ours == "ours, another protocol: 2 images, weight-free v1"
     assert marked(view, "psnr", "best") == ["ResShift"]  # not ours, which has more
     assert join(paper_table("rsd-2"), (path,), other_protocol=True).lines[-1].dataset == "ImageNet-Test"
 
@@ -224,7 +231,7 @@ def test_text(page: Page) -> None:
         "0.6793*",
     ]
     (ours,) = (line for line in lines if line.startswith("<b>student|"))
-    assert ours.split()[-10:] == ["v2", "1", "30.50", *["-"] * 7]
+    assert ours.split()[-10:] == ["v1", "1", "30.50", *["-"] * 7]
     assert {"protocol: osediff-crops512", "A note."} <= set(lines)
 
 
@@ -232,7 +239,7 @@ def test_markdown(page: Page) -> None:
     rows = [line for line in as_markdown(page).splitlines() if line.startswith("|")]
     assert len({row.replace("\\|", "").count("|") for row in rows}) == 1
     assert "| RSD |  | 1 | 25.61 | <u>0.7420</u> | **0.2675** |" in rows[6]
-    assert rows[-1].startswith("| &lt;b>student\\| | ours: 2 images, osediff-crops512 v2 | 1 | 30.50 | - |")
+    assert rows[-1].startswith("| &lt;b>student\\| | ours: 2 images, osediff-crops512 v1 | 1 | 30.50 | - |")
 
 
 def test_csv_and_json(page: Page) -> None:

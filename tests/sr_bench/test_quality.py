@@ -9,12 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
-from sr_bench.quality import checkpoints, folders, methods
+from sr_bench.quality import checkpoints, folders, methods, restoring
 from sr_bench.quality.kept import Records
 from sr_bench.quality.metrics import METRICS, WEIGHT_FREE
 from sr_bench.quality.protocols import PROTOCOLS, read_protocol
-from sr_bench.quality.request import Pred, Request, choose_metrics, data_folders, read_pred
+from sr_bench.quality.request import Pred, Request, check_labels, choose_metrics, data_folders, read_pred, settings_of
+from sr_bench.quality.settings import open_folder
+from sr_bench.quality.values import Value
 from sr_data.images import write_image
 
 TEN = ("psnr", "ssim", "ms_ssim", "fsim", "gmsd", "nlpd", "vif", "vsi", "mad", "piqe")
@@ -96,6 +99,11 @@ def test_folders_that_do_not_fit_are_refused_with_the_files(tmp_path: Path) -> N
     for given in (pictures, folders.pair(lr, None, [turned])):
         with pytest.raises(ValueError, match=r"a\.png of 32x64 instead of 64x32, .*b\.png of 60x64 instead of 64x64"):
             folders.check_restored(folders.by_name(turned), given, PROTOCOLS["weight-free"])
+    large = PROTOCOLS["osediff-crops512"]
+    with pytest.raises(ValueError, match=r"got .*a\.jpg of 16x8 for a ground truth of 512x512; .*b\.png of 16x16 for"):
+        folders.check_sources(folders.pair(lr, None, []), large)
+    with pytest.raises(ValueError, match=r"a\.png of 64x32 instead of 512x512, which fits protocol osediff-crops512"):
+        folders.check_restored(folders.by_name(gt), folders.pair(None, None, [gt]), large)
     many = flat(tmp_path / "many", {f"{number}.png": (1, 1) for number in range(30)})
     with pytest.raises(ValueError, match="and 10 more"):
         folders.pair(None, many, [flat(tmp_path / "one", {"x.png": (1, 1)})])
@@ -126,17 +134,95 @@ def test_data_folder_and_labels(tmp_path: Path) -> None:
         assert (found.label, found.name) == (label, name)
 
 
-def test_records_forget_a_torn_last_line(tmp_path: Path) -> None:
+def test_names_with_commas_and_labels_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "My ESRGAN,x4.pth"
+    file.touch()
+    assert methods.parse(str(file)) == methods.Asked("My ESRGAN,x4", str(file))
+    assert methods.parse(f"mine={file},tile=8") == methods.Asked("mine", str(file), {"tile": 8})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "1").touch()
+    assert methods.parse("tiny-student,seed=1").options == {"seed": 1}  # not the file called 1
+    for text in ("=other", "label="):
+        with pytest.raises(ValueError, match="give a label and a folder"):
+            read_pred(text)
+    with pytest.raises(ValueError, match="give the name of a model, and a label"):
+        methods.parse("=bicubic")
+    long = Request(PROTOCOLS["weight-free"], [read_pred("l" * 300 + "=a")], [methods.parse("x" * 300 + "=bicubic")])
+    with pytest.raises(ValueError, match=r"at most 100 letters, got l{20}\.\.\. of 300; give a shorter"):
+        check_labels(long)
+
+
+def test_a_folder_of_other_settings_is_let_go_of(tmp_path: Path) -> None:
+    request = asked(gt=Path("gt"))
+    same, other = (settings_of(request, metrics, tmp_path) for metrics in (("psnr",), ("ssim",)))
+    open_folder(tmp_path, same).release()
+    with pytest.raises(FileExistsError, match="got other metrics") as kept:
+        open_folder(tmp_path, other)
+    lock = open_folder(tmp_path, same)
+    with pytest.raises(FileExistsError, match="no other process measures in"):
+        open_folder(tmp_path, same)
+    lock.release()
+    assert kept.tb  # with it lives what the refusal left behind
+
+
+def record(value: float) -> Value:
+    return Value(picture="a", reference="b", how="c", value=value)
+
+
+def test_records_forget_what_is_none(tmp_path: Path) -> None:
+    """A torn last line, values that are not finite, and what other programs wrote."""
     path = tmp_path / "deeper" / "values.jsonl"
-    records = Records(path)
-    records.append({"value": 1.5})
-    records.append({"value": 2.5})
+    records = Records(path, Value)
+    records.append(record(1.5))
     whole = path.read_text()
-    path.write_text(whole + '{"value": 3.')
-    again = Records(path)
-    assert [record["value"] for record in again] == [1.5, 2.5]
-    again.append({"value": 4.5})
+    assert whole == '{"picture": "a", "reference": "b", "how": "c", "value": 1.5}\n'
+    foreign = [whole.replace("1.5", value) for value in ("NaN", "Infinity", '"1.5"', '2.5, "more": 1')]
+    path.write_text(whole + "".join(foreign) + '{"a": 1}\n[]\n' + whole.replace("1.5", "2.5") + '{"picture": "a", "re')
+    again = Records(path, Value)
+    assert [found.value for found in again] == [1.5, 2.5]
+    again.append(record(4.5))
     assert [json.loads(line)["value"] for line in path.read_text().splitlines()] == [1.5, 2.5, 4.5]
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Restores two pictures of one colour, in the same folder every time; the number of those that were made."""
+    lr = folders.by_name(flat(tmp_path / "lr", {"a.png": (4, 4), "b.png": (4, 4)}))
+    calls: list[int] = []
+    monkeypatch.setattr(restoring, "git_commit", lambda _: "one")
+
+    def restore(picture: Any, _: Any) -> Any:
+        calls.append(1)
+        return picture
+
+    def again(limit: int = 2) -> tuple[int, restoring.Restored]:
+        del calls[:]
+        pictures = folders.Pictures(tuple(lr)[:limit], lr, None)
+        method = methods.Method("nothing", {}, restore, ("pillow",))
+        records = Records(tmp_path / "restored.jsonl", restoring.Made)
+        found = restoring.restore_all(methods.Asked("x", "x"), method, pictures, tmp_path, records, Console(quiet=True))
+        return len(calls), found
+
+    return again
+
+
+def test_pictures_of_other_versions_are_made_again(made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [made()[0], made()[0]] == [2, 0]
+    monkeypatch.setattr(restoring, "version", lambda package: f"{package} 0")
+    assert [made()[0], made()[0]] == [2, 0]
+    assert made()[1].note == ""
+    file = tmp_path / "restored.jsonl"
+    file.write_text(file.read_text().replace('"seconds"', '"hours"'))
+    assert made()[0] == 2
+
+
+def test_pictures_of_several_commits_are_told(made: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = torch.get_num_threads()
+    assert made(limit=1)[1].note == ""
+    monkeypatch.setattr(restoring, "git_commit", lambda _: "two")
+    count, found = made()
+    assert count == 1
+    assert found.note == f"commit one, threads {threads}: 1 pictures; commit two, threads {threads}: 1 pictures"
 
 
 def test_tiles_of_a_local_filter_are_the_whole() -> None:

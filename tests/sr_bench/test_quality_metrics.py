@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Generator
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import pytest
@@ -13,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from sr_bench import pool
 from sr_bench.quality import measuring, metrics
 from sr_bench.quality.metrics import METRICS
+from sr_bench.quality.protocols import PROTOCOLS
 from sr_data.images import read_image, write_image
 
 Pixels = NDArray[np.uint8]
@@ -159,6 +164,56 @@ def test_files_are_looked_for_where_they_are_kept(tmp_path: Path, monkeypatch: p
     assert cached == [("timm/vit_base_patch8_224.augreg2_in21k_ft_in1k", "model.safetensors")]
 
 
+def test_a_value_is_kept_by_the_weights_it_was_measured_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other weights, another key; the keys of metrics without weights name pyiqa's version alone."""
+    protocol = PROTOCOLS["weight-free"]
+    monkeypatch.setattr(measuring, "version", lambda _: "0")
+    assert measuring.how(METRICS["mad"], protocol) == "pyiqa 0 mad() border 0"
+    assert measuring.how(METRICS["psnr"], protocol) == "pyiqa 0 psnr(color_space=ycbcr, test_y_channel=True) border 0"
+    assert measuring.how(METRICS["lr_rmse"], protocol) == "lr_rmse version 1"
+    found = set()
+    for folder, content in (("one", b"1"), ("two", b"2"), ("three", b"1")):
+        monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / folder))
+        (tmp_path / folder / "pyiqa").mkdir(parents=True)
+        (tmp_path / folder / METRICS["niqe"].files[0]).write_bytes(content)
+        found.add(measuring.how(METRICS["niqe"], protocol))
+    assert len(found) == 2
+    assert all(key.startswith("pyiqa 0 niqe(version=original) border 0 weights ") for key in found)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_processes_end_with_the_measurement(whole: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are those that end with their parent; an interrupt does not wait for what they do."""
+    assert measuring.processes is pool.processes
+    told: list[str] = []
+
+    class Pool:
+        _processes: ClassVar = {1: SimpleNamespace(terminate=lambda: told.append("terminate"))}
+
+        def submit(self, function: Any, task: Any) -> Future[float]:
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            future: Future[float] = Future()
+            future.set_result(1.0)
+            return future
+
+        def shutdown(self, cancel_futures: bool) -> None:
+            told.append(f"shutdown {cancel_futures}")
+
+    monkeypatch.setattr(measuring, "processes", lambda jobs: Pool())
+    before = signal.getsignal(signal.SIGINT)
+    tasks = [measuring.Task("psnr", "y", 0, Path(name), None, "cpu", (name, "", "")) for name in "ab"]
+    values = measuring.work_all(tasks, 2)
+    assert isinstance(values, Generator)
+    next(values)
+    assert signal.getsignal(signal.SIGINT) is before
+    if whole:
+        assert len(list(values)) == 1
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            values.throw(KeyboardInterrupt())
+    assert told == (["shutdown True"] if whole else ["terminate", "shutdown True"])
+
+
 @pytest.mark.parametrize("key", ["lpips", "clipiqa", "niqe", "maniqa-pipal"])
 def test_nothing_is_fetched_unasked(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the file, or with a damaged one, a metric fails before it reaches for the network."""
@@ -213,6 +268,13 @@ def test_fid_takes_all_pictures_of_both_folders(tmp_path: Path, monkeypatch: pyt
             write_image(tmp_path / side / f"{name}.png", picture)
             files.append(tmp_path / side / f"{name}.png")
     assert measuring.frechet_distance(*sides, "cpu") == pytest.approx(3 * 10**2, rel=1e-3)
+    for file in sides[0]:  # white around what was there
+        write_image(file, np.pad(read_image(file), ((3, 3), (3, 3), (0, 0)), constant_values=255))
+    for file in sides[1]:
+        write_image(file, np.pad(read_image(file), ((3, 3), (3, 3), (0, 0))))
+    assert measuring.frechet_distance(*sides, "cpu", 3) == pytest.approx(3 * 10**2, rel=1e-3)
+    with pytest.raises(ValueError, match="smaller than the border of 11"):
+        measuring.frechet_distance(*sides, "cpu", 11)
     measuring.gauge.cache_clear()
     with pytest.raises(ValueError, match="at least 2 pictures"):
         measuring.frechet_distance(sides[0][:1], sides[1][:1], "cpu")

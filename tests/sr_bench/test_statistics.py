@@ -23,8 +23,21 @@ def test_interval_of_two_values_is_exact() -> None:
     """The mean of two drawn from {0, 1} is 0, 1/2, 1 with probability 1/4, 1/2, 1/4."""
     found = bootstrap([0.0, 1.0])
     assert (found.low, found.mean, found.high) == (0.0, 0.5, 1.0)
-    narrow = bootstrap([0.0, 1.0], level=0.4)
+    narrow = bootstrap([0.0, 1.0], level=0.1)
     assert (narrow.low, narrow.high) == (0.5, 0.5)
+
+
+def test_interval_of_few_values_is_as_wide_as_students() -> None:
+    """Of 10 normal values Student's interval is 2.262157 standard errors; without widening it would be 1.86 of them."""
+    generator = np.random.default_rng(2)
+    halves = []
+    for _ in range(40):
+        values = generator.normal(size=10)
+        found = bootstrap(values.tolist(), resamples=2000)
+        halves.append((found.high - found.low) / 2 / (values.std(ddof=1) / math.sqrt(10)))
+    assert np.mean(halves) == pytest.approx(2.262157, abs=0.1)
+    alone = bootstrap([3.0])
+    assert (alone.low, alone.mean, alone.high) == (3.0, 3.0, 3.0)
 
 
 def test_interval_is_the_same_every_time_and_needs_values() -> None:
@@ -45,8 +58,26 @@ def test_wilcoxon_of_few_pictures_is_exact() -> None:
     assert found.difference.mean == pytest.approx(0.35)
     turned = compare(first, second, higher_is_better=False)
     assert (turned.wins, turned.p) == (0, found.p)
+    assert (found.favours, turned.favours) == ("second", "first")
     mixed = compare(first, [1.1, 1.8, 3.3, 4.0, 5.0, 6.0], higher_is_better=True)
     assert (mixed.wins, mixed.ties) == (2, 3)
+
+
+def test_equal_pictures_do_not_make_the_test_an_approximation() -> None:
+    """Five differences of one sign among 35 pictures: 2 of the 2^5 equally likely signs are as extreme."""
+    second = [0.0] * 30 + [0.1, 0.2, 0.3, 0.4, 0.5]
+    found = compare([0.0] * 35, second, higher_is_better=True)
+    assert found.p == pytest.approx(2 / 2**5)
+    assert (found.wins, found.ties, found.count) == (5, 30, 35)
+
+
+def test_the_test_speaks_for_the_rank_sum_and_not_for_the_mean() -> None:
+    """Nineteen of twenty pictures are a little worse, one is very much better."""
+    found = compare([0.0] * 20, [-0.1 - 0.001 * index for index in range(19)] + [10.0], higher_is_better=True)
+    assert found.difference.mean > 0
+    assert found.p < 0.01
+    assert found.favours == "first"
+    assert compare([0.0, 0.0], [1.0, -1.0], higher_is_better=True).favours == ""
 
 
 def test_equal_pictures_are_no_difference() -> None:

@@ -237,6 +237,21 @@ def test_a_single_person_has_wilson_intervals_and_says_so(tmp_path: Path) -> Non
     assert result.finished == 0
 
 
+def test_strengths_that_the_votes_do_not_give_are_named(tmp_path: Path, answered: StudyFile) -> None:
+    half = "(the strength comes from the half vote alone, so it has no interval)."
+    assert f"Never chosen: old {half}" in facts(evaluate(answered, draws=50))
+    file = open_study(tmp_path / "b.sqlite", study(methods=("ours", "old", "x"), candidates=2), PROVENANCE)
+    for number in range(8):
+        person = file.new_person()
+        file.add(person, 0, Question("image0", ("old", "ours")), "ours", 1.0)
+        file.add(person, 1, Question("image1", ("x", "old")), "x" if number else "old", 1.0)
+    result = evaluate(file, draws=200)
+    assert result.methods["ours"].strength.low is None
+    assert f"Always chosen: ours {half}" in facts(result)
+    assert "Too few or too equal votes for an interval of the strength of x, old." in facts(result)
+    assert "Never chosen" not in "".join(facts(result))
+
+
 def test_results_are_written_as_text(answered: StudyFile) -> None:
     result = evaluate(answered)
     assert StudyResult.model_validate_json(result.model_dump_json()) == result
@@ -277,6 +292,21 @@ def test_names_in_the_page_are_text(tmp_path: Path) -> None:
     page = to_html(evaluate(open_study(tmp_path / "a.sqlite", one, PROVENANCE)))
     assert "<script>" not in page
     assert "b&amp;b" in page
+
+
+def test_long_names_do_not_make_the_page_wider_than_a_phone(chromium: Any, tmp_path: Path) -> None:
+    long = "no_place_to_break_" * 8
+    kinds = {f"image{number}": f"{number % 3}{long}" for number in range(10)}
+    one = study(methods=(f"a{long}", f"b{long}", "c"), categories=kinds, question=long)
+    file = open_study(tmp_path / "a.sqlite", one, PROVENANCE)
+    person = file.new_person()
+    for position, question in enumerate(questions_of(one, person.number)):
+        file.add(person, position, question, "c", 1.0)
+    page = chromium.new_page(viewport={"width": 390, "height": 844})
+    page.set_content(to_html(evaluate(file)))
+    assert page.locator(".legend li").count() == 3
+    assert page.evaluate("() => document.documentElement.scrollWidth") == 390
+    page.close()
 
 
 def test_json_is_plain(answered: StudyFile) -> None:

@@ -18,7 +18,7 @@ from sr_bench.quality.result import MethodResult, QualityResult
 from sr_bench.record import Provenance, write_json
 from sr_bench.study.definition import questions_of
 from sr_bench.study.folders import Material, find_folders, gather, read_categories
-from sr_bench.study.server import create_app, listen
+from sr_bench.study.server import QUESTION, _token, create_app, listen
 from sr_bench.study.store import StudyFile, open_study
 
 PROVENANCE = Provenance(
@@ -74,8 +74,15 @@ def browser(material: Material, file: StudyFile) -> Callable[[], TestClient]:
     return lambda: TestClient(app)
 
 
-def level(client: TestClient, address: str) -> int:
-    return int(np.asarray(Image.open(io.BytesIO(client.get(address).content)))[0, 0, 0])
+def level(client: TestClient, token: str) -> int:
+    return int(np.asarray(Image.open(io.BytesIO(client.get(f"picture/{token}").content)))[0, 0, 0])
+
+
+def chosen(current: dict[str, Any], letter: str | None, seconds: float = 1) -> dict[str, Any]:
+    """The answer to what is on the page."""
+    question = current["question"]
+    tokens = {None: question["token"], **{entry["name"]: entry["token"] for entry in question["candidates"]}}
+    return {"position": current["position"], "token": tokens[letter], "seconds": seconds}
 
 
 def test_folders_become_a_study(material: Material) -> None:
@@ -173,18 +180,18 @@ def test_nothing_that_is_served_names_a_method_or_picture(
 
     keep(client.get("/"))
     keep(client.get("/state"))
-    current = keep(client.post("/start")).json()
+    current = keep(client.post("/start", json={})).json()
     while current["question"]:
         entries = (*current["question"]["references"], *current["question"]["candidates"])
-        for address in [entry["address"] for entry in entries] + current["next"]:
-            picture = keep(client.get(address))
+        for token in [entry["token"] for entry in entries] + current["next"]:
+            picture = keep(client.get(f"picture/{token}"))
             assert picture.status_code == 200
             assert "etag" not in picture.headers
             assert "last-modified" not in picture.headers
             image = Image.open(io.BytesIO(picture.content))
             image.load()
             assert (image.format, image.info, dict(image.getexif())) == ("PNG", {}, {})
-        current = keep(client.post("/answer", json={"position": current["position"], "choice": "A", "seconds": 1}))
+        current = keep(client.post("/answer", json=chosen(current, "A")))
         current = current.json()
     for path in ("docs", "openapi.json", "picture/zzz", "none"):
         keep(client.get(path))
@@ -196,20 +203,20 @@ def test_nothing_that_is_served_names_a_method_or_picture(
 
 def test_letters_show_and_store_the_right_methods(browser: Callable[[], TestClient], file: StudyFile) -> None:
     client = browser()
-    current = client.post("/start").json()
+    current = client.post("/start", json={}).json()
     questions = questions_of(file.study, 0)
     for position, letter in enumerate("BC"):
         question = questions[position]
         of_image = 10 * NAMES.index(question.image)
         candidates = current["question"]["candidates"]
         assert [entry["name"] for entry in candidates] == ["A", "B", "C"]
-        assert [level(client, entry["address"]) for entry in candidates] == [
+        assert [level(client, entry["token"]) for entry in candidates] == [
             40 * LABELS.index(method) + of_image for method in question.shown
         ]
-        references = [level(client, entry["address"]) for entry in current["question"]["references"]]
+        references = [level(client, entry["token"]) for entry in current["question"]["references"]]
         assert references == [200 + of_image, 220 + of_image]
-        current = client.post("/answer", json={"position": position, "choice": letter, "seconds": 2.5}).json()
-    assert current == {"position": 2, "total": 2, "question": None, "next": []}
+        current = client.post("/answer", json=chosen(current, letter, 2.5)).json()
+    assert current == {"position": 2, "total": 2, "question": None, "next": [], "undo": current["undo"]}
     stored = [(answer.image, answer.choice, answer.seconds) for answer in file.answers()]
     assert stored == [
         (questions[0].image, questions[0].shown[1], 2.5),
@@ -221,53 +228,99 @@ def test_a_person_goes_on_undoes_and_cannot_decide(browser: Callable[[], TestCli
     client = browser()
     assert client.get("/state").json() is None
     assert "set-cookie" not in client.get("/").headers  # nothing is kept before the start
-    started = client.post("/start")
+    started = client.post("/start", json={})
     cookie = started.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
     first = started.json()
-    second = client.post("/answer", json={"position": 0, "choice": None, "seconds": 1}).json()
+    second = client.post("/answer", json=chosen(first, None)).json()
     assert [answer.choice for answer in file.answers()] == [None]
-    twice = client.post("/answer", json={"position": 0, "choice": "A", "seconds": 1}).json()
-    assert twice == second == client.get("/state").json() == client.post("/start").json()
+    twice = client.post("/answer", json=chosen(first, "A")).json()
+    assert twice == second == client.get("/state").json() == client.post("/start", json={}).json()
     assert second["position"] == 1
     assert second["question"] != first["question"]
-    assert first["next"] == [e["address"] for kind in ("references", "candidates") for e in second["question"][kind]]
-    assert client.post("/undo", json={"position": 0}).json() == first
-    assert client.post("/undo", json={"position": 0}).json() == first
+    assert first["next"] == [e["token"] for kind in ("references", "candidates") for e in second["question"][kind]]
+    assert (first["undo"], second["undo"]) == (None, first["question"]["token"])
+    undo = {"position": 0, "token": second["undo"]}
+    assert client.post("/undo", json=undo).json() == first
+    assert client.post("/undo", json=undo).json() == first
     assert file.answers() == []
 
 
 def test_people_are_strangers_to_each_other(browser: Callable[[], TestClient]) -> None:
     one, other, nobody = browser(), browser(), browser()
-    address = one.post("/start").json()["question"]["candidates"][0]["address"]
-    addresses = [entry["address"] for entry in other.post("/start").json()["question"]["candidates"]]
-    assert address not in addresses
-    assert one.get(address).status_code == 200
-    assert other.get(address).status_code == 404
-    assert nobody.get(address).status_code == 401
-    assert nobody.post("/answer", json={"position": 0, "choice": "A", "seconds": 1}).status_code == 401
-    assert nobody.post("/undo", json={"position": 0}).status_code == 401
+    first = one.post("/start", json={}).json()
+    tokens = [entry["token"] for entry in other.post("/start", json={}).json()["question"]["candidates"]]
+    token = first["question"]["candidates"][0]["token"]
+    assert token not in tokens
+    assert one.get(f"picture/{token}").status_code == 200
+    assert other.get(f"picture/{token}").status_code == 404
+    assert nobody.get(f"picture/{token}").status_code == 401
+    assert nobody.post("/answer", json=chosen(first, "A")).status_code == 401
+    assert nobody.post("/undo", json={"position": 0, "token": token}).status_code == 401
+
+
+def test_nobody_answers_for_another_or_about_what_was_not_asked(
+    browser: Callable[[], TestClient], file: StudyFile
+) -> None:
+    one, other = browser(), browser()
+    first, second = (client.post("/start", json={}).json() for client in (one, other))
+    reference = first["question"]["references"][0]["token"]
+    strange = [
+        (other, chosen(first, "A")),
+        (other, chosen(first, None)),
+        (one, chosen(first, "A") | {"token": reference}),
+        (one, chosen(first, "A") | {"position": 1}),
+        (one, chosen(first, "A") | {"position": 2}),
+    ]
+    assert [client.post("/answer", json=body).status_code for client, body in strange] == [409] * 5
+    assert file.answers() == []
+    assert other.post("/answer", json=chosen(second, "B")).status_code == 200
+    undo = {"position": 0, "token": first["question"]["token"]}
+    assert other.post("/undo", json=undo).status_code == 409
+    assert len(file.answers()) == 1
+
+
+def test_a_form_of_another_site_cannot_make_a_browser_somebody_else(browser: Callable[[], TestClient]) -> None:
+    client = browser()
+    for kind in ("application/x-www-form-urlencoded", "multipart/form-data", "text/plain"):
+        response = client.post("/start", content="{}", headers={"Content-Type": kind})
+        assert (response.status_code, "set-cookie" in response.headers) == (422, False)
+    assert client.post("/start").status_code == 422
+    assert client.get("/state").json() is None
+
+
+TOKEN = "0" * 32
 
 
 @pytest.mark.parametrize(
     "body",
     [
-        {"position": 0, "choice": "D", "seconds": 1},
-        {"position": 0, "choice": "", "seconds": 1},
-        {"position": 0, "choice": "A", "seconds": -1},
-        {"position": -1, "choice": "A", "seconds": 1},
-        {"position": 0, "choice": "A", "seconds": 1, "more": 1},
-        {"position": 0, "choice": "zebra-net", "seconds": 1},
+        '{"position": 0, "token": "zebra-net", "seconds": 1}',
+        '{"position": 0, "token": null, "seconds": 1}',
+        f'{{"position": 0, "token": "{TOKEN}", "seconds": -1}}',
+        f'{{"position": 0, "token": "{TOKEN}", "seconds": NaN}}',
+        f'{{"position": 0, "token": "{TOKEN}", "seconds": 1e400}}',
+        f'{{"position": -1, "token": "{TOKEN}", "seconds": 1}}',
+        f'{{"position": {10**30}, "token": "{TOKEN}", "seconds": 1}}',
+        f'{{"position": 0, "token": "{TOKEN}", "seconds": 1, "more": 1}}',
     ],
 )
-def test_answers_that_cannot_be_are_refused(
-    browser: Callable[[], TestClient], file: StudyFile, body: dict[str, Any]
-) -> None:
+def test_answers_that_cannot_be_are_refused(browser: Callable[[], TestClient], file: StudyFile, body: str) -> None:
     client = browser()
-    client.post("/start")
-    assert client.post("/answer", json=body).status_code == 422
+    client.post("/start", json={})
+    response = client.post("/answer", content=body, headers={"Content-Type": "application/json"})
+    assert (response.status_code, response.content) == (422, b"")
     assert file.answers() == []
+
+
+def test_a_position_too_large_for_the_file_is_refused(browser: Callable[[], TestClient], file: StudyFile) -> None:
+    client = browser()
+    client.post("/start", json={})
+    (person,) = (file.person(value) for value in client.cookies.values())
+    assert person is not None
+    own = {"position": 10**30, "token": _token(person, 10**30, QUESTION)}
+    assert client.post("/undo", json=own).status_code == 422
 
 
 def test_the_page_asks_nobody_else_and_shows_the_question_as_text(tmp_path: Path) -> None:
@@ -281,7 +334,7 @@ def test_the_page_asks_nobody_else_and_shows_the_question_as_text(tmp_path: Path
     assert page.headers["content-security-policy"].startswith("default-src 'none'; img-src 'self'")
     assert "2 different" in page.text
     assert "original" not in page.text.split("<script")[0]
-    assert json.dumps(client.post("/start").json()["question"]["references"]) == "[]"
+    assert json.dumps(client.post("/start", json={}).json()["question"]["references"]) == "[]"
 
 
 def test_an_address_that_is_taken_is_named() -> None:

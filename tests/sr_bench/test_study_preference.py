@@ -126,3 +126,35 @@ def test_strengths_take_their_interval_from_people() -> None:
     (alone, _) = strengths(votes[:1], full(2), resamples(1, 10))
     assert alone.value is not None
     assert (alone.low, alone.high) == (None, None)
+
+
+def test_a_method_that_never_or_always_wins_has_no_interval_of_its_strength() -> None:
+    draws = resamples(10, 200)
+    votes = np.zeros((10, 1, 3), np.int64)
+    votes[:, 0, 0] = 5
+    votes[:5, 0, 0] = 6  # so that resamples differ
+    assert [one.low for one in strengths(votes, full(3), draws)] == [None] * 3
+    votes[:5, 0] = (1, 4, 0)  # now two share the votes and one has none
+    first, second, never = strengths(votes, full(3), draws)
+    assert first.low is not None
+    assert second.high is not None
+    assert (never.low, never.high) == (None, None)
+    assert never.value == pytest.approx(centred([30.5, 20.5, 0.5])[2])
+
+
+def test_an_edge_that_comes_from_the_prior_is_no_edge() -> None:
+    """Two of ten people ever chose it: without both, as in a tenth of the resamples, nobody has."""
+    votes = np.zeros((10, 1, 3), np.int64)
+    votes[:, 0] = (6, 4, 0)
+    votes[::2, 0] = (4, 6, 0)
+    votes[:2, 0] = (0, 0, 10)
+    first, _, rare = strengths(votes, full(3), resamples(10, 400))
+    assert first.low is not None
+    assert (rare.low, rare.high) == (None, None)
+
+
+def test_people_who_all_agree_give_no_interval_of_strength() -> None:
+    votes = np.tile(np.array([6, 3, 1]), (8, 1, 1))
+    found = strengths(votes, full(3), resamples(8, 100))
+    assert [(one.low, one.high) for one in found] == [(None, None)] * 3
+    assert [one.value for one in found] == pytest.approx(centred([48.5, 24.5, 8.5]), abs=1e-6)

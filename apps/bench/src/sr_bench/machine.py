@@ -25,9 +25,14 @@ def synchronize(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-@torch.inference_mode()
 def matrix_rate(device: torch.device, dtype: torch.dtype, clock: Clock = time.perf_counter) -> float:
-    """GFLOP/s of a large matrix product or of a large 3x3 convolution: the best turn of the faster one.
+    """GFLOP/s of the faster one of :func:`matrix_rates`."""
+    return max(matrix_rates(device, dtype, clock).values())
+
+
+@torch.inference_mode()
+def matrix_rates(device: torch.device, dtype: torch.dtype, clock: Clock = time.perf_counter) -> dict[str, float]:
+    """GFLOP/s of a large matrix product and of a large 3x3 convolution by their names, the best turn of each.
 
     On some processors the convolution is the faster one. A multiplication with its addition counts as two operations.
 
@@ -47,7 +52,17 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, clock: Clock = time.pe
     layer.to(memory_format=torch.channels_last)
     product = 2 * size**3 / _best(lambda: matrix @ matrix, device, clock)
     convolution = 2 * 9 * batch * (channels * side) ** 2 / _best(lambda: layer(image), device, clock)
-    return max(product, convolution) / 1e9
+    matmul, conv = tf32_allowed(device, dtype)
+    return {f"matrix product{matmul}": product / 1e9, f"3x3 convolution{conv}": convolution / 1e9}
+
+
+def tf32_allowed(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
+    """What to add to the names of matrix product and convolution: by default torch allows TF32 for the latter alone."""
+    if device.type != "cuda" or dtype != torch.float32:
+        return "", ""
+    allowed = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    matmul, conv = (" (TF32 allowed)" if one else " (no TF32)" for one in allowed)
+    return matmul, conv
 
 
 @torch.inference_mode()

@@ -74,13 +74,13 @@ def provenance(command: str, device: torch.device | str = "cpu", packages: Seque
 
 def command_line(*left_out: Path | None) -> str:
     """The command as it was typed, without options whose values are ``left_out``, such as the place of the output."""
-    drop = {str(path) for path in left_out if path is not None}
+    drop = {path for path in left_out if path is not None}
     words: list[str] = []
     for word in sys.argv[1:]:
         name, equals, value = word.partition("=")
-        if word in drop and words and words[-1].startswith("-"):
+        if Path(word) in drop and words and words[-1].startswith("-"):
             words.pop()
-        elif not (equals and name.startswith("--") and value in drop):
+        elif not (equals and name.startswith("--") and Path(value) in drop):
             words.append(word)
     return shlex.join(["sr-bench", *words])
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -29,6 +31,8 @@ class Paired:
     Args:
         difference: mean of the second minus the first, with its interval.
         p: of the Wilcoxon signed-rank test, two-sided.
+        favours: which method the test's rank sum speaks for, ``first``, ``second`` or neither. One large difference
+            can turn the mean, but not this: a small p belongs to this direction, not to that of the mean.
         wins: pictures on which the second is better.
         ties: pictures on which both are equal.
         count: pictures.
@@ -36,13 +40,19 @@ class Paired:
 
     difference: Interval
     p: float
+    favours: Literal["first", "second", ""]
     wins: int
     ties: int
     count: int
 
 
 def bootstrap(values: Sequence[float], *, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = 0) -> Interval:
-    """Percentile bootstrap interval of the mean.
+    """Percentile bootstrap interval of the mean, widened for few values.
+
+    The plain percentile interval of n values is as narrow as one of the normal distribution with a variance divided by
+    n: of 10 values it holds the mean in 89 % of all cases instead of 95 %. So the ends are taken where an interval of
+    Student's distribution with the variance divided by n - 1 would have them. Below about 5 values nothing helps: an
+    interval of resampled means cannot be wider than the values are apart.
 
     Args:
         values: at least one, finite.
@@ -53,8 +63,11 @@ def bootstrap(values: Sequence[float], *, resamples: int = RESAMPLES, level: flo
     Raises:
         ValueError: no values.
 
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Chapter 13.
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, Chapter 13; the widening: Hesterberg, What
+        Teachers Should Know About the Bootstrap, 2015, Section 3.2 (expanded percentile interval).
     """
+    from scipy.stats import norm, t
+
     given = np.asarray(values, dtype=np.float64)
     if given.size == 0:
         raise ValueError("expected at least one value, got none; measure a picture")
@@ -65,6 +78,8 @@ def bootstrap(values: Sequence[float], *, resamples: int = RESAMPLES, level: flo
         drawn = generator.integers(given.size, size=(min(block, resamples - start), given.size))
         means[start : start + block] = given[drawn].mean(axis=1)
     tail = (1 - level) / 2
+    if given.size > 1:
+        tail = float(norm.cdf(math.sqrt(given.size / (given.size - 1)) * t.ppf(tail, given.size - 1)))
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(given.mean()), float(low), float(high))
 
@@ -82,14 +97,24 @@ def compare(first: Sequence[float], second: Sequence[float], *, higher_is_better
 
     Source: Wilcoxon, Individual Comparisons by Ranking Methods, 1945; pictures with equal values are left out.
     """
-    from scipy.stats import wilcoxon
+    from scipy.stats import rankdata, wilcoxon
 
     if len(first) != len(second):
         raise ValueError(f"expected as many values of both, got {len(first)} and {len(second)}; measure both")
     differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     better = differences > 0 if higher_is_better else differences < 0
-    p = float(wilcoxon(differences).pvalue) if differences.any() else 1.0
-    return Paired(bootstrap(differences.tolist()), p, int(better.sum()), int((differences == 0).sum()), len(first))
+    unequal = differences[differences != 0]  # scipy's exact distribution is for these alone
+    p = float(wilcoxon(unequal).pvalue) if unequal.size else 1.0
+    ranks = float((np.sign(unequal) * rankdata(abs(unequal))).sum()) * (1 if higher_is_better else -1)
+    favours: Literal["first", "second", ""] = "second" if ranks > 0 else "first" if ranks < 0 else ""
+    return Paired(
+        difference=bootstrap(differences.tolist()),
+        p=p,
+        favours=favours,
+        wins=int(better.sum()),
+        ties=int((differences == 0).sum()),
+        count=len(first),
+    )
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -53,7 +53,8 @@ def ablation(
         return
     if out is None:
         raise ValueError("expected a folder for the results, got none; name one with --out")
-    from sr_bench.ablation.run import Photographs, run_ablation
+    from sr_bench.ablation.photographs import choose_photographs
+    from sr_bench.ablation.run import run_ablation
     from sr_bench.record import command_line
 
     if (lr is None) != (hr is None):
@@ -64,7 +65,7 @@ def ablation(
         updates=updates,
         seeds=seeds,
         settings=set_ or [],
-        photographs=Photographs(lr, hr, images) if lr and hr else None,
+        photographs=choose_photographs(lr, hr, images) if lr and hr else None,
         jobs=jobs,
         command=command_line(out),
     )

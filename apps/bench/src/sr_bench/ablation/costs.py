@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 from unittest.mock import patch
 
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from distill.config import DistillationRun, T2IRun
-from distill.folder import write_text
+from sr_bench.ablation.kept import Origin, read_record
+from sr_bench.record import write_json
 
 StudentRun = DistillationRun | T2IRun
 """What an ablation can train."""
+Equal = Literal["flops", "evaluations", "updates"]
+"""Which cost all rows of an ablation share."""
 
 
 class Cost(TypedDict):
@@ -32,16 +36,53 @@ class Cost(TypedDict):
     updates: int
 
 
-def cost_of(out: Path, config: StudentRun) -> Cost:
-    """Cost of one step, counted once for each configuration of a result folder."""
+class Counted(BaseModel):
+    """A cost as it is kept, and which code counted it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    flops: int = Field(ge=1)
+    evaluations: int = Field(ge=1)
+    updates: int = Field(ge=1)
+    made_by: Origin
+
+    @property
+    def cost(self) -> Cost:
+        """The cost alone."""
+        return Cost(flops=self.flops, evaluations=self.evaluations, updates=self.updates)
+
+
+class Counts(BaseModel):
+    """Content of ``costs.json``: configuration and weights -> cost."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    counted: dict[str, Counted]
+
+
+def counted_cost(out: Path, config: StudentRun, weights: Mapping[str, str], made_by: Origin) -> Counted:
+    """Cost of one step, counted once for each configuration and its weights in a result folder."""
     path = out / "costs.json"
-    known = json.loads(path.read_text()) if path.is_file() else {}
-    key = json.dumps(config.model_dump(mode="json"), sort_keys=True)
+    found = read_record(path, Counts)
+    known = {} if found is None else found.counted
+    key = json.dumps([config.model_dump(mode="json"), dict(weights)], sort_keys=True)
     if key not in known:
-        known[key] = count(config)
-        write_text(path, json.dumps(known, indent=1) + "\n")
-    found: Cost = known[key]
-    return found
+        known = {**known, key: Counted(**count(config), made_by=made_by)}
+        write_json(path, Counts(counted=known))
+    return known[key]
+
+
+def equal_steps(updates: int, costs: Mapping[str, Cost], base: str, equal: Equal) -> dict[str, int]:
+    """Updates of each row that cost as much as so many of the base row, at least one.
+
+    Args:
+        updates: of the base row.
+        costs: of one update, by row.
+        base: the row whose updates are given.
+        equal: which cost is equal.
+    """
+    budget = updates * costs[base][equal]
+    return {key: max(1, round(budget / cost[equal])) for key, cost in costs.items()}
 
 
 def count(config: StudentRun) -> Cost:

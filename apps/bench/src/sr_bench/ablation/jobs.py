@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import json
+import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from distill.config import AnyRun
-from distill.folder import write_text
+from sr_bench.ablation.kept import Origin, Point, RunRecord, read_record
+from sr_bench.ablation.photographs import Photographs, measure_photographs
 from sr_bench.pool import processes
-
-
-@dataclass(frozen=True)
-class Photographs:
-    """Photographs to measure on: LR and HR folders of the same names, and how many, evenly spread."""
-
-    lr_folder: Path
-    hr_folder: Path
-    images: int
-
-    def __str__(self) -> str:
-        """For the record: names, not places."""
-        return f"{self.images} photographs of {self.lr_folder.name} and {self.hr_folder.name}"
+from sr_bench.record import write_json
 
 
 @dataclass(frozen=True)
@@ -37,6 +26,8 @@ class Job:
 
     Args:
         config: of the run; its ``steps`` are the length of the training, 0 is allowed: nothing but measurements.
+        weights: what it starts from, see :func:`sr_bench.ablation.kept.weights_of`.
+        made_by: this code.
         name: row of the table.
         photographs: to measure on besides the validation images; None: none.
         points: how often it is measured, evenly over its length, the last time at the end.
@@ -44,6 +35,8 @@ class Job:
     """
 
     config: AnyRun
+    weights: Mapping[str, str]
+    made_by: Origin
     name: str
     photographs: Photographs | None
     points: int
@@ -54,19 +47,12 @@ class Job:
         """What the figures belong to, for the record."""
         if self.photographs is None:
             return "generated images"
-        return f"generated images, {self.photographs}"
+        return f"generated images, {self.photographs.about}"
 
     @property
     def measured_at(self) -> list[int]:
         """Steps after which it is measured."""
         return sorted({max(1, round(self.config.steps * point / self.points)) for point in range(1, self.points + 1)})
-
-
-class Figures(TypedDict):
-    """Metric -> value, on the validation images and on photographs (empty without)."""
-
-    generated: dict[str, float]
-    photographs: dict[str, float]
 
 
 def work(todo: Sequence[tuple[Path, Job]], jobs: int, console: Console) -> None:
@@ -83,14 +69,13 @@ def work(todo: Sequence[tuple[Path, Job]], jobs: int, console: Console) -> None:
     with Progress(*columns, console=console) as progress:
         bar = progress.add_task("runs", total=len(todo), completed=len(todo) - len(open_jobs))
         for path, job, result in _results(open_jobs, jobs):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(path, json.dumps(result, indent=1) + "\n")
+            write_json(path, result)
             progress.update(bar, advance=1, description=f"{job.name}, seed {job.config.seed}")
             if not console.is_terminal:
                 console.print(f"done: {job.name}, seed {job.config.seed}")
 
 
-def _results(todo: Sequence[tuple[Path, Job]], jobs: int) -> Iterator[tuple[Path, Job, dict[str, Any]]]:
+def _results(todo: Sequence[tuple[Path, Job]], jobs: int) -> Iterator[tuple[Path, Job, RunRecord]]:
     """Yield results as they come, from this process for one job at a time, otherwise from others."""
     if jobs == 1:
         yield from ((path, job, train_and_measure(job)) for path, job in todo)
@@ -106,19 +91,22 @@ def _results(todo: Sequence[tuple[Path, Job]], jobs: int) -> Iterator[tuple[Path
 
 
 def is_done(path: Path, job: Job) -> bool:
-    """Whether a result is there, of this very configuration and measurement."""
-    if not path.is_file():
-        return False
-    found = json.loads(path.read_text())
-    return bool(
-        found["config"] == job.config.model_dump(mode="json")
-        and found["measured_on"] == job.measured_on
-        and [point["step"] for point in found["curve"]] == job.measured_at
+    """Whether a result is there, of this very configuration, weights and measurement; the code may be another."""
+    found = read_record(path, RunRecord)
+    return found is not None and (
+        found.config == job.config.model_dump(mode="json")
+        and found.weights == job.weights
+        and found.measured_on == job.measured_on
+        and [point.step for point in found.curve] == job.measured_at
     )
 
 
-def train_and_measure(job: Job) -> dict[str, Any]:
-    """Train one run without a run folder and measure its averaged student on the way."""
+def train_and_measure(job: Job) -> RunRecord:
+    """Train one run without a run folder and measure its averaged student on the way.
+
+    Raises:
+        ValueError: a figure that is not a finite number.
+    """
     import torch
 
     from distill.tasks import build_task
@@ -126,9 +114,16 @@ def train_and_measure(job: Job) -> dict[str, Any]:
     torch.set_num_threads(job.threads)
     task = build_task(job.config)
 
-    def measure() -> Figures:
-        rows = task.evaluate().rows
-        return Figures(generated=dict(rows["student 1 step"]), photographs=_on_photographs(task, job.photographs))
+    def measure(step: int) -> Point:
+        generated = dict(task.evaluate().rows["student 1 step"])
+        photographs = _on_photographs(task, job.photographs)
+        for metric, value in (generated | photographs).items():
+            if not math.isfinite(value):
+                raise ValueError(
+                    f"expected finite figures, got {metric} = {value} of {job.name}, seed {job.config.seed}, after "
+                    f"{step} updates; set a lower optimizer.lr for all rows"
+                )
+        return Point(step=step, generated=generated, photographs=photographs)
 
     references: Mapping[str, Mapping[str, float]] = task.evaluate().rows  # the first call measures these
     window: dict[str, float] = {}
@@ -136,17 +131,19 @@ def train_and_measure(job: Job) -> dict[str, Any]:
     for step in range(1, job.config.steps + 1):
         window = task.trainer.run_step().means()
         if step in job.measured_at:
-            curve.append({"step": step, **measure()})
-    return {
-        "config": job.config.model_dump(mode="json"),
-        "measured_on": job.measured_on,
-        "steps": job.config.steps,
-        "images_seen": task.trainer.images_seen,
-        "notes": dict(task.notes),
-        "last_step": window,
-        "references": {name: dict(row) for name, row in references.items()},
-        "curve": curve,
-    }
+            curve.append(measure(step))
+    return RunRecord(
+        config=job.config.model_dump(mode="json"),
+        weights=dict(job.weights),
+        measured_on=job.measured_on,
+        steps=job.config.steps,
+        images_seen=task.trainer.images_seen,
+        notes=dict(task.notes),
+        last_step=window,
+        references={name: dict(row) for name, row in references.items()},
+        curve=tuple(curve),
+        made_by=job.made_by,
+    )
 
 
 def _on_photographs(task: Any, photographs: Photographs | None) -> dict[str, float]:
@@ -155,35 +152,3 @@ def _on_photographs(task: Any, photographs: Photographs | None) -> dict[str, flo
     with tempfile.TemporaryDirectory() as folder:
         task.save(Path(folder) / "model", {})
         return measure_photographs(str(Path(folder) / "model"), photographs)
-
-
-MEASURED = ("psnr", "ssim", "gmsd", "nlpd", "piqe")
-"""Metrics of photographs: quick ones, without weights."""
-
-
-def measure_photographs(method: str, photographs: Photographs, steps: int | None = None) -> dict[str, float]:
-    """Means of the weight-free metrics of a method: ``bicubic``, a shipped model or a model folder, in some steps."""
-    import numpy as np
-
-    from sr_bench.quality.folders import check_sources, pair
-    from sr_bench.quality.measuring import create, score
-    from sr_bench.quality.methods import Asked, load
-    from sr_bench.quality.metrics import METRICS
-    from sr_bench.quality.protocols import PROTOCOLS
-    from sr_data.images import read_image
-
-    pictures, protocol = pair(photographs.lr_folder, photographs.hr_folder, ()), PROTOCOLS["weight-free"]
-    check_sources(pictures, protocol)
-    assert pictures.lr is not None
-    assert pictures.gt is not None
-    metrics = [METRICS[key] for key in MEASURED]
-    measures = [create(metric, protocol.color, "cpu") for metric in metrics]
-    restore = load(Asked(method, method), scale=protocol.scale, seed=0, device="cpu", steps=steps).restore
-    values: dict[str, list[float]] = {metric.title_on(protocol.color): [] for metric in metrics}
-    count = min(photographs.images, len(pictures.names))
-    for name in (pictures.names[index * len(pictures.names) // count] for index in range(count)):
-        lr, hr = read_image(pictures.lr[name]), read_image(pictures.gt[name])
-        restored = restore(lr, hr)
-        for title, metric, measure in zip(values, metrics, measures, strict=True):
-            values[title].append(score(measure, restored, hr if metric.reads == "gt" else None))
-    return {title: float(np.mean(found)) for title, found in values.items()}

@@ -6,10 +6,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from sr_bench.ablation.costs import Cost
-from sr_bench.ablation.jobs import Figures
 from sr_bench.ablation.tables import Ablation, Table, Variant
 
 BESIDE = 5
@@ -27,6 +26,13 @@ MEANING = {"PSNR-Y": ", dB", "PIQE": ", lower is better", "sharpness": ", 1 = as
 PANELS = (("PSNR-Y", "photographs"), ("SSIM-Y", "photographs"), ("PIQE", "photographs"), ("sharpness", "generated"))
 
 
+class Figures(TypedDict):
+    """Metric -> value, on the validation images and on photographs (empty without)."""
+
+    generated: dict[str, float]
+    photographs: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Results:
     """Everything that an ablation measured.
@@ -36,12 +42,14 @@ class Results:
         costs: key of a row -> cost of one step.
         references: method that is not trained here -> its figures.
         command: how it was made.
+        made_by: what differs between the codes and versions that made the figures; empty: nothing.
     """
 
     runs: Mapping[str, Sequence[Mapping[str, Any]]]
     costs: Mapping[str, Cost]
     references: Mapping[str, Figures]
     command: str
+    made_by: Sequence[str] = ()
 
 
 def write_page(ablation: Ablation, results: Results) -> str:
@@ -55,6 +63,8 @@ def write_page(ablation: Ablation, results: Results) -> str:
     ]
     notes = sorted({note for run in runs for note in run["notes"].values()})
     lines += [f"Perceptual loss: {note}." for note in notes]
+    if results.made_by:
+        lines += ["", "Parts were made by different code or versions:", "", *(f"- {one}" for one in results.made_by)]
     for table in ablation.tables:
         lines += ["", f"## {table.title}", "", *_table(table, results, ablation.start)]
         if len(table.columns) > BESIDE:

@@ -6,7 +6,6 @@ step is counted for each row, and a row whose step costs more gets fewer steps.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,19 +16,28 @@ from rich.console import Console
 from distill.config import DistillationRun, T2IRun, TSDRun, parse_assignment, resolve
 from distill.folder import write_text
 from distill.presets import preset
-from sr_bench.ablation.costs import StudentRun, cost_of
-from sr_bench.ablation.jobs import Figures, Job, Photographs, is_done, measure_photographs, work
+from sr_bench.ablation.costs import StudentRun, counted_cost, equal_steps
+from sr_bench.ablation.jobs import Job, is_done, work
+from sr_bench.ablation.kept import (
+    Origin,
+    ReferenceRecord,
+    RunRecord,
+    differences,
+    digest_of,
+    distinct,
+    lock_folder,
+    read_record,
+    weights_of,
+)
 from sr_bench.ablation.machine import core_count, fitting_jobs
-from sr_bench.ablation.page import Results, draw_figure, write_page
-from sr_bench.ablation.tables import ABLATIONS, Ablation, Variant, find_ablation
-from sr_bench.quality.folders import match
+from sr_bench.ablation.page import Figures, Results, draw_figure, write_page
+from sr_bench.ablation.photographs import Photographs, measure_photographs
+from sr_bench.ablation.tables import Ablation, Variant, find_ablation
 from sr_bench.record import provenance, write_json
 from sr_models.compute import choose_device
 
 OWN_KEYS = ("terms", "steps", "seed", "ema_decay", "student_timesteps")
 """What the ablation and its rows set themselves."""
-
-__all__ = ["ABLATIONS", "Photographs", "run_ablation"]
 
 
 def run_ablation(
@@ -47,7 +55,7 @@ def run_ablation(
 
     Args:
         name: of the ablation, or of a paper's table that it repeats.
-        out: folder of the results; what it holds is not computed again.
+        out: folder of the results; what it holds of the same weights and photographs is not computed again.
         updates: of the student in the base row; the others get as many as cost the same.
         seeds: how many, 0, 1, ...
         settings: ``key=value`` for all runs, such as ``lpips.backbone=random``.
@@ -60,23 +68,46 @@ def run_ablation(
 
     Raises:
         ValueError: no such ablation, or settings that a row does not have.
+        FileExistsError: another command works in the folder.
     """
     ablation = find_ablation(name)
     configs = {key: _config(variant, settings) for key, variant in ablation.variants.items()}
-    if photographs is not None:
-        match(photographs.lr_folder, photographs.hr_folder)  # what does not fit is said before the first training
-    console = Console()
-    console.print("counting the cost of one step ...")
     out.mkdir(parents=True, exist_ok=True)
-    costs = {key: cost_of(out, config) for key, config in configs.items()}
-    budget = updates * costs[ablation.base.key][ablation.cost]
+    with lock_folder(out):
+        return _make(ablation, configs, out, updates, seeds, photographs, jobs, command)
+
+
+def _make(
+    ablation: Ablation,
+    configs: Mapping[str, StudentRun],
+    out: Path,
+    updates: int,
+    seeds: int,
+    photographs: Photographs | None,
+    jobs: int | None,
+    command: str,
+) -> Path:
+    console = Console()
+    described = provenance(command, choose_device(configs[ablation.base.key].device))
+    made_by = Origin.of(described)
+    weights = dict(zip(configs, weights_of(list(configs.values())), strict=True))
+    console.print("counting the cost of one step ...")
+    counted = {key: counted_cost(out, config, weights[key], made_by) for key, config in configs.items()}
+    costs = {key: found.cost for key, found in counted.items()}
     todo: dict[str, list[tuple[Path, Job]]] = {}
-    for key, variant in ablation.variants.items():
-        steps = max(1, round(budget / costs[key][ablation.cost]))
+    for key, steps in equal_steps(updates, costs, ablation.base.key, ablation.cost).items():
         todo[key] = [
             (
                 out / "runs" / key / f"seed-{seed}.json",
-                Job(_for(configs[key], seed, steps, updates), variant.name, photographs, ablation.points, threads=1),
+                Job(
+                    config=_for(configs[key], seed, steps, updates),
+                    weights=weights[key],
+                    made_by=made_by,
+                    name=ablation.variants[key].name,
+                    photographs=photographs,
+                    points=ablation.points,
+                    threads=1,
+                ),
             )
             for seed in range(seeds)
         ]
@@ -87,17 +118,38 @@ def run_ablation(
         console.print(f"trainings at the same time: {jobs}")
     threads = max(1, core_count() // jobs)
     work([(path, replace(job, threads=threads)) for path, job in ordered], jobs, console)
-    runs = {key: [json.loads(path.read_text()) for path, _ in found] for key, found in todo.items()}
-    references = _references(out, ablation, configs[ablation.base.key], runs, photographs)
-    results = Results(runs, costs, references, command)
-    described = provenance(command, choose_device(configs[ablation.base.key].device)).model_dump(mode="json")
-    write_json(out / "result.json", {"provenance": described, "references": references, "costs": costs, "runs": runs})
+    runs = {key: [_read_run(path) for path, _ in found] for key, found in todo.items()}
+    first = runs[ablation.base.key][0]
+    references, measured = _references(out, ablation, configs[ablation.base.key], first, photographs, made_by)
+    origins = distinct(
+        [one.made_by for found in runs.values() for one in found]
+        + [one.made_by for one in counted.values()]
+        + [one.made_by for one in measured]
+    )
+    plain = {key: [run.model_dump(mode="json") for run in found] for key, found in runs.items()}
+    results = Results(plain, costs, references, command, differences(origins))
+    write_json(
+        out / "result.json",
+        {
+            "provenance": described.model_dump(mode="json", exclude=set(Origin.model_fields)),
+            "made_by": [origin.model_dump(mode="json") for origin in origins],
+            "references": references,
+            "costs": costs,
+            "runs": plain,
+        },
+    )
     if ablation.points > 1:
         draw_figure(out / "figure.png", ablation, results)
     text = write_page(ablation, results)
     write_text(out / "table.md", text)
     console.print(text, highlight=False, markup=False, soft_wrap=True)
     return out / "table.md"
+
+
+def _read_run(path: Path) -> RunRecord:
+    found = read_record(path, RunRecord)
+    assert found is not None  # just written, or found to be done
+    return found
 
 
 def _config(variant: Variant, settings: Sequence[str]) -> StudentRun:
@@ -139,19 +191,24 @@ def _references(
     out: Path,
     ablation: Ablation,
     config: StudentRun,
-    runs: Mapping[str, Sequence[Mapping[str, Any]]],
+    run: RunRecord,
     photographs: Photographs | None,
-) -> dict[str, Figures]:
+    made_by: Origin,
+) -> tuple[dict[str, Figures], list[ReferenceRecord]]:
     """Figures of what no row changes: bicubic, the teacher, and what students are before their training."""
-    generated = runs[ablation.base.key][0]["references"]
-    found = {}
-    for title, rows in generated.items():
+    found, measured = {}, []
+    for title, rows in run.references.items():
         at_start = title.startswith("student")
         name = ablation.start if at_start else title
         method, steps = _method_of(title, config, at_start)
-        measured = _cached_photographs(out, name, method, steps, photographs) if method else {}
-        found[name] = Figures(generated=rows, photographs=measured)
-    return found
+        values = {}
+        if method and photographs is not None:
+            path = out / "runs" / "references" / f"{name.replace(' ', '-')}.json"
+            record = measured_reference(path, method, steps, photographs, made_by)
+            values = record.values
+            measured.append(record)
+        found[name] = Figures(generated=rows, photographs=values)
+    return found, measured
 
 
 def _method_of(title: str, config: StudentRun, at_start: bool) -> tuple[str | None, int | None]:
@@ -163,17 +220,15 @@ def _method_of(title: str, config: StudentRun, at_start: bool) -> tuple[str | No
     return (str(config.start) if at_start and config.start else None), None
 
 
-def _cached_photographs(
-    out: Path, title: str, method: str, steps: int | None, photographs: Photographs | None
-) -> dict[str, float]:
-    if photographs is None:
-        return {}
-    path = out / "runs" / "references" / f"{title.replace(' ', '-')}.json"
-    asked = {"method": method, "steps": steps, "on": str(photographs)}
-    if path.is_file() and (known := json.loads(path.read_text()))["asked"] == asked:
-        values: dict[str, float] = known["values"]
-        return values
-    values = measure_photographs(method, photographs, steps)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps({"asked": asked, "values": values}, indent=1) + "\n")
-    return values
+def measured_reference(
+    path: Path, method: str, steps: int | None, photographs: Photographs, made_by: Origin
+) -> ReferenceRecord:
+    """Figures on photographs of a method, measured once for the same weights and photographs."""
+    weights = None if method == "bicubic" else digest_of(method)
+    asked = {"method": method, "weights": weights, "steps": steps, "on": photographs.about}
+    known = read_record(path, ReferenceRecord)
+    if known is not None and known.asked == asked:
+        return known
+    made = ReferenceRecord(asked=asked, values=measure_photographs(method, photographs, steps), made_by=made_by)
+    write_json(path, made)
+    return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -17,6 +18,7 @@ from sr_bench.statistics import Paired
 
 SURE = 0.05
 """A corrected p below this is a difference."""
+SWAPPED: Mapping[str, Literal["first", "second", ""]] = {"first": "second", "second": "first", "": ""}
 MINUS = "\N{MINUS SIGN}"
 
 
@@ -36,7 +38,8 @@ class Difference:
     Args:
         paired: the method minus the other one.
         p: corrected after Holm for the number of metrics of the same two methods.
-        verdict: ``better`` or ``worse`` where p is below :data:`SURE`, ``open`` else.
+        verdict: ``better`` or ``worse`` where p is below :data:`SURE`, ``open`` else, and where the mean has another
+            direction than the test, which a few large differences can do.
     """
 
     paired: Paired
@@ -73,19 +76,21 @@ def all_differences(comparison: Comparison) -> dict[tuple[str, str], dict[str, D
     return found
 
 
-def ranks(values: Sequence[float | None], key: str) -> list[str]:
-    """``best``, ``second`` or nothing for each value; equal values share a rank, and where all are equal none has one.
+def ranks(values: Sequence[float | None], key: str, places: int) -> list[str]:
+    """``best``, ``second`` or nothing for each value; what is written alike shares a rank, all alike have none.
 
     Args:
         values: of one metric; None: not measured.
         key: of the metric.
+        places: digits after the point that are written.
     """
     sign = -1 if METRICS[key].higher_is_better else 1
-    known = sorted({sign * value for value in values if value is not None and not np.isnan(value)})
+    shown = [None if value is None else sign * float(f"{value:.{places}f}") for value in values]
+    known = sorted({value for value in shown if value is not None and not np.isnan(value)})
     if len(known) < 2:
         return ["" for _ in values]
     names = dict(zip(known[:2], ("best", "second"), strict=True))
-    return ["" if value is None else names.get(sign * value, "") for value in values]
+    return ["" if value is None else names.get(value, "") for value in shown]
 
 
 def digits(values: Sequence[float]) -> int:
@@ -116,13 +121,16 @@ def _turned(pair: Paired) -> Paired:
     """The same pair with the first method minus the second."""
     ends = pair.difference
     turned = statistics.Interval(0.0 - ends.mean, 0.0 - ends.high, 0.0 - ends.low)
-    return replace(pair, difference=turned, wins=pair.count - pair.ties - pair.wins)
+    favours = SWAPPED[pair.favours]
+    return replace(pair, difference=turned, favours=favours, wins=pair.count - pair.ties - pair.wins)
 
 
 def _judged(pairs: Mapping[str, Paired]) -> dict[str, Difference]:
     corrected = statistics.holm([pair.p for pair in pairs.values()])
     judged = {}
     for (key, pair), p in zip(pairs.items(), corrected, strict=True):
-        better = (pair.difference.mean > 0) == METRICS[key].higher_is_better
-        judged[key] = Difference(pair, p, "open" if p >= SURE else "better" if better else "worse")
+        better = pair.favours == "second"
+        mean = pair.difference.mean if METRICS[key].higher_is_better else -pair.difference.mean
+        agree = bool(pair.favours) and (mean > 0 if better else mean < 0)
+        judged[key] = Difference(pair, p, "open" if p >= SURE or not agree else "better" if better else "worse")
     return judged

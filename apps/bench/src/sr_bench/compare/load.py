@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from sr_bench.quality.metrics import METRICS
 from sr_bench.quality.protocols import Protocol
 from sr_bench.quality.result import MethodResult, QualityResult, read_result
 from sr_bench.record import Provenance
+from sr_data.images import list_images
 
 Values = NDArray[np.float64]
 
@@ -101,7 +103,7 @@ def load(paths: Sequence[Path], gt: Path | None = None, lr: Path | None = None) 
         lr: folder of the LR pictures instead of the recorded one.
 
     Raises:
-        ValueError: results of different protocols, without a common image, or the same result twice.
+        ValueError: results of different protocols, of different pictures, without a common image, or the same twice.
     """
     folders = [(path if path.is_dir() else path.parent).resolve() for path in paths]
     if twice := [str(path) for path, count in zip(paths, map(folders.count, folders), strict=True) if count > 1]:
@@ -128,8 +130,20 @@ def load(paths: Sequence[Path], gt: Path | None = None, lr: Path | None = None) 
         lr=lr or _first_folder(folders, [result.lr for result in results]),
         gt=gt or _first_folder(folders, [result.gt for result in results]),
         provenances={name: result.provenance for name, result in zip(names, results, strict=True)},
-        notes=tuple(_notes(names, results, len(images))),
+        notes=(*_notes(names, results, len(images)), *_unchecked(names, folders, results, images)),
     )
+
+
+def picture_files(folder: Path | None) -> Mapping[str, Path]:
+    """Name without suffix -> file; empty without a folder. A PNG comes before the same picture in another format."""
+    if folder is None or not folder.is_dir():
+        return {}
+    try:
+        paths = list_images(folder)
+    except ValueError:  # no images
+        return {}
+    paths.sort(key=lambda path: path.suffix.lower() == ".png")
+    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
 def _check_protocol(first: Path, wanted: Protocol, path: Path, got: Protocol) -> None:
@@ -140,6 +154,49 @@ def _check_protocol(first: Path, wanted: Protocol, path: Path, got: Protocol) ->
         f"expected results of one protocol, got {wanted.name} {wanted.version} in {first} and {got.name} {got.version} "
         f"in {path} ({', '.join(different)} differ); measure one of them again with the other's --protocol"
     )
+
+
+def _unchecked(
+    names: Sequence[str], folders: Sequence[Path], results: Sequence[QualityResult], images: Sequence[str]
+) -> list[str]:
+    """Check that all results are of the first one's pictures; a note for each that it cannot be known of.
+
+    Raises:
+        ValueError: pictures with the same name differ.
+    """
+    notes = []
+    for name, folder, result in list(zip(names, folders, results, strict=True))[1:]:
+        pairs = (("LR", results[0].lr, result.lr), ("ground truth", results[0].gt, result.gt))
+        same = [
+            _same_pictures(kind, (folders[0] / one).resolve(), (folder / other).resolve(), images)
+            for kind, one, other in pairs
+            if one is not None and other is not None
+        ]
+        if not any(same):
+            notes.append(
+                f"{names[0]} and {name} have images of the same names; whether they are the same pictures could not "
+                "be checked, as their folders of LR and ground truth are not both known and there."
+            )
+    return notes
+
+
+def _same_pictures(kind: str, one: Path, other: Path, images: Sequence[str]) -> bool:
+    """Whether two folders are known to hold the same files for the images that both have.
+
+    Raises:
+        ValueError: a file differs.
+    """
+    if one == other:
+        return True
+    first, second = picture_files(one), picture_files(other)
+    common = [name for name in images if name in first and name in second]
+    for name in common:
+        if not filecmp.cmp(first[name], second[name], shallow=False):
+            raise ValueError(
+                f"expected results of the same pictures, got different {kind} files {first[name]} and {second[name]}; "
+                "measure one of them again with the pictures of the other, or compare results of the same data"
+            )
+    return bool(common)
 
 
 def _method(label: str, found: MethodResult, had: Sequence[str], images: Sequence[str], folder: Path) -> Method:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sr_bench.compare.load import Comparison
-from sr_data.images import Pixels, list_images, read_image
+from sr_bench.compare.load import Comparison, picture_files
+from sr_data.images import Pixels, read_image
 
 QUALITY = 90
 LR, GT = "LR", "ground truth"
@@ -70,8 +69,8 @@ class Folders:
 
     def __init__(self, comparison: Comparison) -> None:
         places = {method.label: method.pictures for method in comparison.methods}
-        self.methods = {label: _files(place) for label, place in places.items()}
-        self.lr, self.gt = _files(comparison.lr), _files(comparison.gt)
+        self.methods = {label: picture_files(place) for label, place in places.items()}
+        self.lr, self.gt = picture_files(comparison.lr), picture_files(comparison.gt)
 
     def notes(self) -> list[str]:
         """What the page has to say about pictures that are not there."""
@@ -108,8 +107,9 @@ class Folders:
                 )
         height, width = full.shape[:2]
         unlike = disagreement([*methods.values()], gt)
-        high, wide = min(crop, height), min(crop, width)
-        top, left = busiest(unlike, (high, wide), self._step(image, width))
+        step = self._step(image, width)
+        high, wide = (side if side <= crop else max(step, crop - crop % step) for side in (height, width))
+        top, left = busiest(unlike, (high, wide), step)
         region = (slice(top, top + high), slice(left, left + wide))
         cells = [Cell(label, "method", _uri(methods.get(label), region, lossless)) for label in paths]
         if image in self.lr:
@@ -123,7 +123,7 @@ class Folders:
         return Strip(tuple(cells), wide, high, (width, height), (left, top), place)
 
     def _step(self, image: str, width: int) -> int:
-        """Regions begin at whole LR pixels, where the scale is a whole number."""
+        """Regions begin and end at whole LR pixels, where the scale is a whole number."""
         if image not in self.lr:
             return 1
         with Image.open(self.lr[image]) as lr:
@@ -181,18 +181,6 @@ def data_uri(picture: Pixels, lossless: bool) -> str:
         Image.fromarray(picture).save(stream, "JPEG", quality=QUALITY, subsampling=0, optimize=True)
     kind = "png" if lossless else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
-
-
-def _files(folder: Path | None) -> Mapping[str, Path]:
-    """Name without suffix -> file; empty without a folder. A PNG comes before the same picture in another format."""
-    if folder is None or not folder.is_dir():
-        return {}
-    try:
-        paths = list_images(folder)
-    except ValueError:  # no images
-        return {}
-    paths.sort(key=lambda path: path.suffix.lower() == ".png")
-    return {path.relative_to(folder).with_suffix("").as_posix(): path for path in paths}
 
 
 def _uri(picture: Pixels | None, region: tuple[slice, slice], lossless: bool) -> str | None:

@@ -43,10 +43,16 @@
 
   // Each label takes the place around its mark that covers least of marks, of labels before it, and of what is outside.
   function placeLabels(points, area, layer) {
+    const room = (area[2] - area[0]) / 3;
     const taken = points.flatMap((point) => [[point.x - 7, point.y - 7, point.x + 7, point.y + 7], ...point.spans]);
     for (const point of points) {
       const kind = point.mark.published ? "label halo published" : "label halo";
       const text = make("text", { class: kind }, layer, point.mark.label);
+      let letters = [...point.mark.label];
+      while (letters.length > 1 && text.getComputedTextLength() > room) {
+        letters = letters.slice(0, -1); // the legend and the tip have it whole
+        text.textContent = `${letters.join("").trimEnd()}…`;
+      }
       const width = text.getComputedTextLength();
       let best = null;
       for (const away of [10, 20, 34, 50]) {

@@ -54,7 +54,10 @@ def table_views(
     """Table of means, published rows below it, what nobody has, and one table of differences for every reference."""
     keys, methods = comparison.metrics, comparison.methods
     columns = [_metric_view(comparison, key) for key in keys]
-    rank = {key: ranks([method.mean(key) if method.is_ranked else None for method in methods], key) for key in keys}
+    rank = {
+        key: ranks([method.mean(key) if method.is_ranked else None for method in methods], key, column["digits"])
+        for key, column in zip(keys, columns, strict=True)
+    }
     rows = [
         {
             "label": method.label,
@@ -106,7 +109,8 @@ def picture_view(comparison: Comparison, case: Case, strip: Strip) -> dict[str, 
     for key in keys:
         values = [float(m.values[key][case.index]) if key in m.values else None for m in comparison.methods]
         allowed = [method.is_ranked for method in comparison.methods]
-        names = ranks([value if may else None for value, may in zip(values, allowed, strict=True)], key)
+        ranked = [value if may else None for value, may in zip(values, allowed, strict=True)]
+        names = ranks(ranked, key, places[key])
         for method, value, name in zip(comparison.methods, values, names, strict=True):
             if value is not None:
                 rank[method.label, key] = (written(value, places[key]), name)

@@ -18,7 +18,7 @@ from torch import Tensor
 from sr_bench.complexity.probe import count_macs, count_parameters, restore_in_parts
 from sr_bench.complexity.result import NETWORKS, PARTS, Ceiling, Memory, Row, Spread
 from sr_bench.complexity.subjects import Subject, build
-from sr_bench.machine import Clock, copy_rate, matrix_rate, synchronize
+from sr_bench.machine import Clock, copy_rate, matrix_rates, synchronize
 from sr_data.pictures import Picture, read_picture
 from sr_data.writers import write_picture
 from sr_models.compute import Compute, apply
@@ -29,6 +29,7 @@ from sr_models.restoration.rows import to_float, to_levels
 
 LEAST_ROUNDS, MOST_ROUNDS = 3, 20
 META = torch.device("meta")
+CLEAR = Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -126,10 +127,13 @@ def _time(subject: Subject, task: Task, clock: Clock) -> tuple[dict[str, Any], C
         loaded = _reset_peak(device)
         restoration.run()  # the warm-up
         peak = _peak(device)
+        rates = matrix_rates(device, task.compute.dtype, clock)
+        operation = max(rates, key=lambda name: rates[name])
         ceiling = Ceiling(
             device=str(device),
             dtype=NAMES[task.compute.dtype],
-            matrix_gflops=matrix_rate(device, task.compute.dtype, clock),
+            operation=operation,
+            matrix_gflops=rates[operation],
             copy_gbs=copy_rate(device, clock),
         )
         rounds = _repeat(restoration.run, task)
@@ -243,16 +247,23 @@ def _spreads(rounds: list[dict[str, float]]) -> dict[str, Spread]:
     columns["total"] = [sum(turn.values()) for turn in rounds]
     spreads = {}
     for part, values in columns.items():
-        p10, median, p90 = (float(value) for value in np.percentile(values, (10, 50, 90)))
-        spreads[part] = Spread(median=median, p10=p10, p90=p90)
+        p10 = np.percentile(values, 10, method="lower")  # a round's own value: few rounds have no deciles
+        p90 = np.percentile(values, 90, method="higher")
+        spreads[part] = Spread(median=float(np.median(values)), p10=float(p10), p90=float(p90))
     return spreads
 
 
 def _reset_peak(device: torch.device) -> float | None:
-    """MiB in use, from where the peak is to be measured."""
+    """MiB in use, from where the peak is to be measured; None: the peak cannot be."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device) / 2**20
+    if device.type != "cpu":  # on MPS torch keeps no peak
+        return None
+    try:
+        CLEAR.write_text("5")  # otherwise the peak may be that of building the model
+    except OSError:
+        return None
     return _resident("VmRSS")
 
 

@@ -17,7 +17,7 @@ from sr_bench.record import write_json
 
 Cells = Sequence[Sequence[str]]
 NONE = "-"
-SIZES = ("model", "path", "LR", "NFE", "params (M)", "GMAC", "time (s)", "p10 to p90", "memory (MB)", "loaded (MB)")
+SIZES = ("model", "path", "LR", "NFE", "params (M)", "GMAC", "time (s)", "range (rounds)", "memory (MB)", "loaded (MB)")
 WEIGHTS = {"none": "shapes alone"}
 TITLES = {part: part for part in PARTS} | {"color": "colour"}
 SPLIT = ("model", "path", "LR", *TITLES.values(), "networks of ceiling")
@@ -28,9 +28,11 @@ COUNTS = (
 PUBLISHED = ("method", "source", "NFE", "params (M)", "time (s)", "memory (MB)")
 NOTES = (
     "GMAC: 1e9 multiplications with their additions, of a whole restoration and batch; 1 MAC is 2 FLOP.",
-    "time: median (p10 to p90, rounds) after a warm-up, of the whole batch, from PNG to PNG; noise is drawn before.",
+    "time: median after a warm-up, of the whole batch, from PNG to PNG; noise is drawn before; range: p10 to p90, of "
+    "up to 10 rounds the fastest to the slowest.",
     "memory: peak of the first restoration; on a CPU the resident set of a process for this row, Python and torch "
-    "among it, on a GPU torch's tensors; loaded: the same before that, with the model in memory.",
+    "among it, on a GPU torch's tensors; loaded: the same before that, with the model in memory; -: nothing tells the "
+    "peak (torch keeps none on MPS; on a CPU it takes Linux and a writable /proc/self/clear_refs).",
     "shares: 2 MAC / median time / matrix rate; colour: bytes that have to be moved / median time / copy rate.",
 )
 
@@ -73,7 +75,7 @@ def tables(result: Complexity) -> list[tuple[str, Sequence[str], Cells]]:
 def ceiling_lines(result: Complexity) -> list[str]:
     """What the machine can do."""
     return [
-        f"ceiling of {ceiling.device} in {ceiling.dtype}: {ceiling.matrix_gflops:.0f} GFLOP/s of matrices, "
+        f"ceiling of {ceiling.device} in {ceiling.dtype}: {ceiling.matrix_gflops:.0f} GFLOP/s ({ceiling.operation}), "
         f"{ceiling.copy_gbs:.1f} GB/s of copying"
         for ceiling in result.ceilings
     ]
@@ -174,10 +176,18 @@ def _sizes(row: Row) -> list[str]:
         _mega(sum(row.parameters.values())),
         f"{sum(row.macs.values()) / 1e9:.1f}",
         f"{total.median:.3f}" if total else NONE,
-        f"{total.p10:.3f} to {total.p90:.3f} ({row.rounds})" if total else NONE,
+        _range(row),
         f"{row.memory.peak:.0f}" if row.memory else NONE,
         f"{row.memory.loaded:.0f}" if row.memory else NONE,
     ]
+
+
+def _range(row: Row) -> str:
+    total = row.seconds.get("total")
+    if total is None:
+        return NONE
+    low, high = ("min ", "max ") if row.rounds <= 10 else ("p10 ", "p90 ")
+    return f"{low}{total.p10:.3f} to {high}{total.p90:.3f} ({row.rounds})"
 
 
 def _split(row: Row) -> list[str]:

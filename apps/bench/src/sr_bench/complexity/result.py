@@ -20,8 +20,8 @@ class Spread(BaseModel):
 
     Args:
         median: half of the rounds are faster.
-        p10: a tenth is.
-        p90: nine tenths are.
+        p10: a round that at most a tenth are faster than; of up to 10 rounds the fastest.
+        p90: a round that at most a tenth are slower than; of up to 10 rounds the slowest.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -101,7 +101,8 @@ class Ceiling(BaseModel):
     Args:
         device: torch device.
         dtype: fp32, bf16 or fp16.
-        matrix_gflops: GFLOP/s of a large matrix product or 3x3 convolution.
+        operation: that reached ``matrix_gflops``, a large matrix product or 3x3 convolution, and whether with TF32.
+        matrix_gflops: GFLOP/s of the operation.
         copy_gbs: GB/s, read and written.
     """
 
@@ -109,6 +110,7 @@ class Ceiling(BaseModel):
 
     device: str
     dtype: str
+    operation: str
     matrix_gflops: float
     copy_gbs: float
 

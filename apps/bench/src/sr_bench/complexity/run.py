@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterable, Sequence
+import signal
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
@@ -18,7 +20,7 @@ from sr_bench.complexity.measure import META, Measured, Task, complete, measure
 from sr_bench.complexity.pages import show, write
 from sr_bench.complexity.result import Ceiling, Complexity, Published
 from sr_bench.complexity.subjects import T2I
-from sr_bench.record import provenance
+from sr_bench.record import Provenance, provenance
 from sr_models.compute import Compute, candidates, choose_device, parse_dtype
 
 DEFAULTS = {
@@ -84,29 +86,53 @@ def measure_complexity(
         ValueError: options that cannot be, or no row could be measured.
     """
     tasks = tasks_of(wanted)
-    if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"expected a folder, got {out}, which is a file; choose another --out")
+    if out is not None:
+        _check_writable(out)
     console = Console()
     if not console.is_terminal:
         console.width = WIDTH
     for name in dict.fromkeys(task.model for task in tasks if task.model in T2I and not task.meta):
         console.print(f"{name}: random weights of {4 * T2I[name].parameters / 1e9:.1f} GB in float32")
-    measured = _all(tasks, worker or in_own_process, console)
+    about = provenance_of(command, [task.compute.device for task in tasks if not task.meta])
+    published = published_rows()
+    measured: list[Measured] = []
+    for found in _each(tasks, worker or in_own_process, console):
+        measured.append(found)
+        result = _result(measured, published, about)
+        if out is not None:
+            write(result, out)  # after every row: whoever interrupts a long run keeps what there is
+    show(result, console)
+    if all(row.problem for row in result.rows):
+        raise ValueError(f"expected at least one row that can be measured, got none: {result.rows[0].problem}")
+    return result
+
+
+def _result(measured: Sequence[Measured], published: tuple[Published, ...], about: Provenance) -> Complexity:
+    """The rows so far, with shares of the best ceilings so far."""
     ceilings = best_ceilings(found.ceiling for found in measured if found.ceiling)
     rows = [complete(found.row, ceilings.get((found.row.device, found.row.dtype))) for found in measured]
-    device = next((task.compute.device for task in tasks if not task.meta), torch.device("cpu"))
-    result = Complexity(
-        rows=tuple(rows),
-        ceilings=tuple(ceilings.values()),
-        published=published_rows(),
-        provenance=provenance(command, device, ("diffusers", "peft")),
-    )
-    show(result, console)
-    if out is not None:
-        write(result, out)
-    if all(row.problem for row in rows):
-        raise ValueError(f"expected at least one row that can be measured, got none: {rows[0].problem}")
-    return result
+    return Complexity(rows=tuple(rows), ceilings=tuple(ceilings.values()), published=published, provenance=about)
+
+
+def provenance_of(command: str, devices: Iterable[torch.device]) -> Provenance:
+    """Describe this process with all devices that are measured; none: the CPU."""
+    found = tuple(dict.fromkeys(devices)) or (torch.device("cpu"),)
+    about = [provenance(command, device, ("diffusers", "peft")) for device in found]
+    return about[0].model_copy(update={"device": ", ".join(one.device for one in about)})
+
+
+def _check_writable(folder: Path) -> None:
+    """Make the folder and a file in it, before anything is measured.
+
+    Raises:
+        ValueError: it cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+        raise ValueError(f"expected a folder to write into, got {folder} ({reason}); choose another --out") from error
 
 
 def tasks_of(wanted: Wanted) -> list[Task]:
@@ -154,12 +180,18 @@ def _paths(device: torch.device, asked: Sequence[torch.dtype | None], wanted: Wa
 
 
 def in_own_process(task: Task) -> Measured:
-    """Measure a row in a new process: its memory is the row's alone, and its end is not the end of the run."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    """Measure a row in a new process: its memory is the row's alone, and its end is not the end of the run.
+
+    Ctrl-C ends it at once, without a traceback of its own.
+    """
+    context = multiprocessing.get_context("spawn")
+    quietly = (signal.SIGINT, signal.SIG_DFL)
+    with ProcessPoolExecutor(1, mp_context=context, initializer=signal.signal, initargs=quietly) as pool:
         return pool.submit(measure, task).result()
 
 
-def _all(tasks: Sequence[Task], worker: Callable[[Task], Measured], console: Console) -> list[Measured]:
+def _each(tasks: Sequence[Task], worker: Callable[[Task], Measured], console: Console) -> Iterator[Measured]:
+    """Measure row by row, and show how far it is."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
@@ -168,15 +200,13 @@ def _all(tasks: Sequence[Task], worker: Callable[[Task], Measured], console: Con
         TextColumn("ETA"),
         TimeRemainingColumn(),
     )
-    measured = []
     with Progress(*columns, console=console, transient=True, speed_estimate_period=600) as progress:
         bar = progress.add_task("rows", total=len(tasks))
         for task in tasks:
             where = "counting" if task.meta else task.compute.describe()
             progress.update(bar, description=f"{task.model}, {where}, {task.size} px x {task.batch}")
-            measured.append(_one(task, worker))
+            yield _one(task, worker)
             progress.advance(bar)
-    return measured
 
 
 def _one(task: Task, worker: Callable[[Task], Measured]) -> Measured:

@@ -13,6 +13,7 @@ from sr_bench.complexity.result import NETWORKS, Complexity, Row
 from sr_bench.paper.differences import digits
 from sr_bench.paper.tables import PaperTable
 from sr_bench.paper.view import Line, View, select
+from sr_bench.quality.protocols import PROTOCOLS
 from sr_bench.quality.result import MethodResult, QualityResult, read_result
 
 Figures = Mapping[str, float]
@@ -46,13 +47,15 @@ def _lines(view: View, path: Path, other_protocol: bool) -> list[Line]:
     if view.table.protocol is None:
         return _complexity_lines(view, path)
     result = read_result(path)
-    matches = result.protocol.name == view.table.protocol
+    wanted = PROTOCOLS[view.table.protocol]
+    matches = result.protocol == wanted  # with its version, and everything that its name stands for
+    found = f"{result.protocol.name} v{result.protocol.version}"
     if not matches and not other_protocol:
         raise ValueError(
-            f"expected a result of protocol {view.table.protocol} for {view.table.name}, got {result.protocol.name} in "
-            f"{path}; measure with --protocol {view.table.protocol}, or show it all the same with --other-protocol"
+            f"expected a result of protocol {wanted.name} v{wanted.version} for {view.table.name}, got {found} in "
+            f"{path}; measure with --protocol {wanted.name}, or show it all the same with --other-protocol"
         )
-    how = f"{len(result.images)} images, {result.protocol.name} v{result.protocol.version}"
+    how = f"{len(result.images)} images, {found}"
     dataset = view.lines[0].dataset if view.lines else None
     return [
         Line(label, dataset, _printed(view, _figures(result, label)), ", ".join(_remarks(method, matches)) + f": {how}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +58,8 @@ def load(path: Path, device: str, tile: int | None = None) -> Network:
     from spandrel import ImageModelDescriptor, ModelLoader, ModelTiling
 
     try:
-        found = ModelLoader(device).load_from_file(path)
+        with warnings.catch_warnings(action="ignore"):  # of torch about how the networks and their files are made
+            found = ModelLoader(device).load_from_file(path)
     except Exception as error:  # of torch, pickle, safetensors and forty architectures
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise ValueError(

@@ -42,13 +42,22 @@ def quality(
     out: Annotated[
         Path | None, typer.Option(help="folder to write; the same command goes on where it was interrupted")
     ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LABEL",
+            help="compare the others with this method; without: the first, folders of --pred before any --model",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="of the noise of models")] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="take the first N pictures only")] = None,
     device: Annotated[str, typer.Option(help="of models and metrics: cpu, cuda, cuda:N or mps")] = "cpu",
     download: Annotated[bool, typer.Option("--download", help="let pyiqa fetch weights that are not there")] = False,
     jobs: Annotated[
         int | None,
-        typer.Option(min=1, help="processes that measure; the values are the same [default: cores; 1 on a GPU]"),
+        typer.Option(
+            min=1, help="processes that measure; the values are the same; without: one for each core, 1 on a GPU"
+        ),
     ] = None,
 ) -> None:
     """Measure restored pictures by a named protocol.
@@ -66,21 +75,26 @@ def quality(
         if lr is not None or gt is not None:
             raise ValueError("expected --data, or --lr and --gt, got both; give one of them")
         lr, gt = data_folders(data)
-    measure(
-        Request(
-            protocol=read_protocol(protocol),
-            preds=[read_pred(text) for text in pred or []],
-            models=[methods.parse(text) for text in model or []],
-            lr=lr,
-            gt=gt,
-            metrics=tuple(metric or ()),
-            skipped=tuple(skip_metric or ()),
-            out=out,
-            seed=seed,
-            limit=limit,
-            device=device,
-            download=download,
-            jobs=default_jobs(device) if jobs is None else jobs,
-            command=command_line(out),
-        )
+    request = Request(
+        protocol=read_protocol(protocol),
+        preds=[read_pred(text) for text in pred or []],
+        models=[methods.parse(text) for text in model or []],
+        lr=lr,
+        gt=gt,
+        metrics=tuple(metric or ()),
+        skipped=tuple(skip_metric or ()),
+        out=out,
+        reference=reference,
+        seed=seed,
+        limit=limit,
+        device=device,
+        download=download,
+        jobs=default_jobs(device) if jobs is None else jobs,
+        command=command_line(out),
     )
+    try:
+        measure(request)
+    except KeyboardInterrupt:
+        how = "repeat the command to continue" if out else "nothing is kept without --out"
+        typer.echo(f"stopped; {how}", err=True)
+        raise typer.Exit(130) from None

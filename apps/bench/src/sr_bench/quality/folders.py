@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich.console import Console
+
+from sr_bench.quality.progress import Bar
 from sr_bench.quality.protocols import Protocol
-from sr_data.images import image_size, list_images
+from sr_data.images import image_size, list_images, read_image
 
 LISTED = 20
 """So many files an error names."""
@@ -81,6 +84,26 @@ def pair(lr: Path | None, gt: Path | None, preds: Iterable[Path], limit: int | N
     )
 
 
+def check_readable(files: Collection[Path], console: Console) -> None:
+    """Read every picture once: what is broken would leave a metric without values.
+
+    Raises:
+        ValueError: pictures that cannot be read; names the files.
+    """
+    broken = []
+    with Bar("reading", len(files), console) as bar:
+        for file in files:
+            try:
+                read_image(file)
+            except (ValueError, OSError):
+                broken.append(str(file))
+            bar.advance(file.name)
+    if broken:
+        raise ValueError(
+            f"expected whole pictures, got {_listed(broken, ', ')}, which cannot be read; replace or remove these files"
+        )
+
+
 def check_sources(pictures: Pictures, protocol: Protocol) -> None:
     """Compare the sizes of LR pictures and ground truth with each other and with the protocol, by their headers.
 
@@ -88,15 +111,18 @@ def check_sources(pictures: Pictures, protocol: Protocol) -> None:
         ValueError: sizes that do not fit; names the files.
     """
     wrong = []
-    for name in pictures.names if pictures.gt is not None else ():
-        assert pictures.gt is not None
-        size = image_size(pictures.gt[name])
-        if protocol.gt_size is not None and size != protocol.gt_size[::-1]:
-            wrong.append(f"{pictures.gt[name]} of {_size(size)} instead of {_size(protocol.gt_size[::-1])}")
-        elif pictures.lr is not None:
-            lr = image_size(pictures.lr[name])
-            if size != (lr[0] * protocol.scale, lr[1] * protocol.scale):
-                wrong.append(f"{pictures.gt[name]} of {_size(size)} for {pictures.lr[name]} of {_size(lr)}")
+    for name in pictures.names:
+        gt = None if pictures.gt is None else image_size(pictures.gt[name])
+        lr = None if pictures.lr is None else image_size(pictures.lr[name])
+        enlarged = None if lr is None else (lr[0] * protocol.scale, lr[1] * protocol.scale)
+        expected = None if protocol.gt_size is None else protocol.gt_size[::-1]
+        if pictures.gt is not None and gt is not None:
+            if expected is not None and gt != expected:
+                wrong.append(f"{pictures.gt[name]} of {_size(gt)} instead of {_size(expected)}")
+            elif pictures.lr is not None and lr is not None and gt != enlarged:
+                wrong.append(f"{pictures.gt[name]} of {_size(gt)} for {pictures.lr[name]} of {_size(lr)}")
+        elif pictures.lr is not None and lr is not None and expected is not None and enlarged != expected:
+            wrong.append(f"{pictures.lr[name]} of {_size(lr)} for a ground truth of {_size(expected)}")
     if wrong:
         raise ValueError(
             f"expected the sizes of protocol {protocol.name} (scale {protocol.scale}), got {_listed(wrong)}; "
@@ -105,7 +131,7 @@ def check_sources(pictures: Pictures, protocol: Protocol) -> None:
 
 
 def check_restored(restored: Mapping[str, Path], pictures: Pictures, protocol: Protocol) -> None:
-    """Compare the sizes of restored pictures with their ground truth, or with their LR pictures, by their headers.
+    """Compare the sizes of restored pictures, by their headers, with the ground truth, the LR pictures or the protocol.
 
     Raises:
         ValueError: sizes that do not fit; names the files.
@@ -114,10 +140,12 @@ def check_restored(restored: Mapping[str, Path], pictures: Pictures, protocol: P
     for name in pictures.names:
         size = image_size(restored[name])
         if pictures.gt is not None:
-            other, expected = pictures.gt[name], image_size(pictures.gt[name])
+            other, expected = str(pictures.gt[name]), image_size(pictures.gt[name])
         elif pictures.lr is not None:
             lr = image_size(pictures.lr[name])
-            other, expected = pictures.lr[name], (lr[0] * protocol.scale, lr[1] * protocol.scale)
+            other, expected = str(pictures.lr[name]), (lr[0] * protocol.scale, lr[1] * protocol.scale)
+        elif protocol.gt_size is not None:
+            other, expected = f"protocol {protocol.name}", protocol.gt_size[::-1]
         else:
             continue
         if size != expected:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import signal
 import tempfile
+import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +21,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sr_bench.quality.metrics import METRICS, Metric
+from sr_bench.pool import processes
+from sr_bench.quality.kept import digest
+from sr_bench.quality.metrics import METRICS, Metric, weight_file
 from sr_bench.quality.protocols import Protocol
-from sr_data.images import read_image, to_tensor
+from sr_data.images import read_image, to_tensor, write_image
+from sr_models.store import sha256
 
 Pixels = NDArray[np.uint8]
+LR_RMSE = 1
+"""Version of :func:`lr_rmse`; rises with every change of its values."""
 Key = tuple[str, str, str]
 """sha256 of the picture, sha256 of what it is compared with, how it is measured (:func:`how`)."""
 
@@ -55,9 +61,10 @@ class Task:
 def how(metric: Metric, protocol: Protocol) -> str:
     """Everything that a value depends on besides the pictures."""
     if metric.reads == "lr":
-        return metric.key
+        return f"{metric.key} version {LR_RMSE}"
     arguments = ", ".join(f"{name}={value}" for name, value in sorted(metric.arguments_on(protocol.color).items()))
-    return f"pyiqa {version('pyiqa')} {metric.key}({arguments}) border {protocol.crop_border}"
+    weights = f" weights {digest([_content(weight_file(name)) for name in metric.files])}" if metric.files else ""
+    return f"pyiqa {version('pyiqa')} {metric.key}({arguments}) border {protocol.crop_border}{weights}"
 
 
 def work(task: Task) -> float | str:
@@ -83,18 +90,23 @@ def work_all(tasks: Sequence[Task], jobs: int) -> Iterator[tuple[Task, float | s
     if jobs == 1 or len(tasks) < 2:
         yield from ((task, work(task)) for task in tasks)
         return
-    with ProcessPoolExecutor(min(jobs, len(tasks)), mp_context=multiprocessing.get_context("spawn")) as pool:
-        running = {pool.submit(work, task): task for task in tasks}
-        try:
-            for done in as_completed(running):
-                yield running[done], done.result()
-        except BrokenProcessPool as error:
-            raise ValueError(
-                f"expected memory for {jobs} processes that measure, got one that was killed; repeat the command with "
-                "fewer --jobs (with --out it goes on), or with --skip-metric mad, which needs most"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    pool = processes(min(jobs, len(tasks)))
+    try:
+        with _interrupts_ignored():  # by the processes, for good: an interrupt is for this one
+            running = {pool.submit(work, task): task for task in tasks}
+        for done in as_completed(running):
+            yield running[done], done.result()
+    except BrokenProcessPool as error:
+        raise ValueError(
+            f"expected memory for {jobs} processes that measure, got one that was killed; repeat the command with "
+            "fewer --jobs (with --out it goes on), or with --skip-metric mad, which needs most"
+        ) from error
+    except BaseException:  # an interrupt, here or where the values go: a running task can take half a minute
+        for process in pool._processes.values():
+            process.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def score(metric: Any, restored: Pixels, reference: Pixels | None) -> float:
@@ -126,11 +138,11 @@ def create(metric: Metric, color: str, device: str) -> Any:
     return pyiqa.create_metric(metric.key, device=device, **metric.arguments_on(color))
 
 
-def frechet_distance(pictures: Sequence[Path], references: Sequence[Path], device: str) -> float:
-    """FID between two sets of pictures, in clean-fid's way of resizing.
+def frechet_distance(pictures: Sequence[Path], references: Sequence[Path], device: str, border: int = 0) -> float:
+    """FID between two sets of pictures without their border, in clean-fid's way of resizing.
 
     Raises:
-        ValueError: fewer than two pictures, which have no covariance.
+        ValueError: fewer than two pictures, which have no covariance, or one that is smaller than the border.
     """
     if len(pictures) < 2:
         raise ValueError("expected at least 2 pictures for FID, got 1; measure more")
@@ -139,7 +151,10 @@ def frechet_distance(pictures: Sequence[Path], references: Sequence[Path], devic
             place = Path(folder) / name
             place.mkdir()
             for number, file in enumerate(files):  # pyiqa takes folders, and names may lie deeper
-                (place / f"{number:08d}{file.suffix}").symlink_to(file.resolve())
+                if border:
+                    write_image(place / f"{number:08d}.png", _inside(read_image(file), border))
+                else:
+                    (place / f"{number:08d}{file.suffix}").symlink_to(file.resolve())
         sides = [str(Path(folder) / name) for name in ("pictures", "references")]
         metric = gauge("fid", "y", device)
         return float(metric(*sides, mode="clean", num_workers=0, verbose=False))
@@ -169,11 +184,35 @@ def _value(task: Task) -> float:
     if METRICS[task.metric].reads == "lr":
         assert reference is not None
         return lr_rmse(picture, reference)
-    if min(picture.shape[:2]) <= 2 * task.crop_border:
-        raise ValueError(f"the picture is smaller than the border of {task.crop_border}")
-    inner = slice(task.crop_border, -task.crop_border or None)
+    inner = _inside(picture, task.crop_border)
     measure = gauge(task.metric, task.color, task.device)
-    return score(measure, picture[inner, inner], None if reference is None else reference[inner, inner])
+    return score(measure, inner, None if reference is None else _inside(reference, task.crop_border))
+
+
+def _inside(picture: Pixels, border: int) -> Pixels:
+    if min(picture.shape[:2]) <= 2 * border:
+        raise ValueError(f"the picture is smaller than the border of {border}")
+    inner = slice(border, -border or None)
+    return picture[inner, inner]
+
+
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C for a moment; processes that start in it always do."""
+    if threading.current_thread() is not threading.main_thread():  # others have no part in signals
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@cache
+def _content(path: Path | None) -> str | None:
+    """sha256 of a weight file, read once in a process."""
+    return None if path is None else sha256(path)
 
 
 @lru_cache(maxsize=3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from sr_bench.quality import checkpoints
 from sr_data.images import to_tensor, to_uint8
 from sr_models import Options, SuperResolver, store
 from sr_models.options import OptionValues
+from sr_models.restorable import choose_steps
 
 Pixels = NDArray[np.uint8]
 Restore = Callable[[Pixels, Pixels | None], Pixels]
@@ -25,6 +27,7 @@ Restore = Callable[[Pixels, Pixels | None], Pixels]
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 AUTOENCODER = "autoencoder"
 SHIPPED_AUTOENCODER = "tiny-autoencoder"
+MODEL_PACKAGES = ("torch", "sr-models")
 
 OPTIONS: dict[str, Callable[[str], Any]] = {
     "seed": int,
@@ -59,12 +62,14 @@ class Method:
         source: for the record.
         settings: everything that changes its pictures.
         restore: the function.
+        packages: whose versions its pictures depend on.
         sees_gt: whether it looks at the ground truth.
     """
 
     source: str
     settings: Mapping[str, str | int | float | None]
     restore: Restore
+    packages: tuple[str, ...]
     sees_gt: bool = False
 
 
@@ -74,12 +79,7 @@ def parse(text: str) -> Asked:
     Raises:
         ValueError: options that there are not, or that this method does not have.
     """
-    first, *assignments = text.split(",")
-    label, equals, name = first.partition("=")
-    if not equals or Path(first).exists():
-        label, name = "", first
-    if not name:
-        raise ValueError(f"expected --model NAME or LABEL=NAME, got {text!r}; give the name of a model")
+    label, name, assignments = _parts(text)
     options = _options(text, assignments)
     allowed = () if name in (*RESAMPLING, AUTOENCODER) else ("tile",) if is_checkpoint(name) else tuple(OPTIONS)
     if foreign := [key for key in options if key not in allowed]:
@@ -124,11 +124,29 @@ def folder_name(label: str) -> str:
 def check_device(name: str) -> None:
     """Refuse a device that torch does not know or that is not there."""
     try:
-        torch.empty(0, device=name)
+        torch.zeros(1, device=name).item()  # meta has no values
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
             f"expected a torch device such as cpu or cuda, got {name!r}: {error}; choose another --device"
         ) from error
+
+
+def _parts(text: str) -> tuple[str, str, list[str]]:
+    """Label or nothing, name, options; a file that is there may have "," and "=" in its name."""
+    words = text.split(",")
+    for count in range(len(words), 0, -1):
+        first = ",".join(words[:count])
+        label, _, name = first.partition("=")
+        if os.path.exists(first):  # noqa: PTH110 - Path.exists raises where the text is too long for a path
+            return "", first, words[count:]
+        if label and name and "," not in label and os.path.exists(name):  # noqa: PTH110
+            return label, name, words[count:]
+    label, equals, name = words[0].partition("=")
+    if not equals:
+        label, name = "", words[0]
+    if not name or (equals and not label):
+        raise ValueError(f"expected --model NAME or LABEL=NAME, got {text!r}; give the name of a model, and a label")
+    return label, name, words[1:]
 
 
 def _short(name: str) -> str:
@@ -161,7 +179,7 @@ def _resampling(name: str, scale: int) -> Method:
         size = (lr.shape[1] * scale, lr.shape[0] * scale)
         return np.asarray(Image.fromarray(lr).resize(size, RESAMPLING[name]))
 
-    return Method(f"{name} of Pillow", {"scale": scale}, enlarge)
+    return Method(f"{name} of Pillow", {"scale": scale}, enlarge, ("pillow",))
 
 
 def _autoencoder(device: str) -> Method:
@@ -174,7 +192,8 @@ def _autoencoder(device: str) -> Method:
         return to_uint8(autoencoder.decode(autoencoder.encode(to_tensor(gt)[None].to(device)))[0].cpu())
 
     settings = {"dtype": "fp32", **_hashes(store.read_about(SHIPPED_AUTOENCODER)["sha256"])}
-    return Method(f"ground truth through {SHIPPED_AUTOENCODER} and back", settings, reconstruct, sees_gt=True)
+    source = f"ground truth through {SHIPPED_AUTOENCODER} and back"
+    return Method(source, settings, reconstruct, MODEL_PACKAGES, sees_gt=True)
 
 
 def _checkpoint(asked: Asked, scale: int, device: str) -> Method:
@@ -187,13 +206,22 @@ def _checkpoint(asked: Asked, scale: int, device: str) -> Method:
         "dtype": "fp32",
         "sha256": store.sha256(Path(asked.name)),
     }
-    return Method(f"checkpoint {Path(asked.name).name}", settings, lambda lr, gt: network.restore(lr))
+    return Method(
+        f"checkpoint {Path(asked.name).name}", settings, lambda lr, gt: network.restore(lr), ("torch", "spandrel")
+    )
 
 
 def _model(asked: Asked, scale: int, values: OptionValues, device: str) -> Method:
-    resolver = SuperResolver.from_pretrained(asked.name, device, "fp32")
+    try:
+        resolver = SuperResolver.from_pretrained(asked.name, device, "fp32")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; check --model {asked.name}") from error
     _check_scale(asked.name, resolver.scale, scale)
     options = Options(**values)
+    try:
+        steps = choose_steps(resolver.model, options.steps)
+    except ValueError as error:
+        raise ValueError(f"{error}; change steps of --model {asked.label}") from error
 
     def restore(lr: Pixels, gt: Pixels | None) -> Pixels:
         restored: Pixels = resolver.upscale(lr, **values)
@@ -202,14 +230,14 @@ def _model(asked: Asked, scale: int, values: OptionValues, device: str) -> Metho
     settings: dict[str, str | int | float | None] = {
         "scale": resolver.scale,
         "seed": options.seed,
-        "steps": resolver.model.steps[0] if options.steps is None else options.steps,
+        "steps": steps,
         "tile": "auto" if options.tile is None else options.tile,
         "color": resolver.model.color if options.color is None else options.color,
         "fidelity": options.fidelity,
         "dtype": "fp32",
         **_weights(asked.name),
     }
-    return Method(f"model {_short(asked.name)}, seed {options.seed}", settings, restore)
+    return Method(f"model {_short(asked.name)}, seed {options.seed}", settings, restore, MODEL_PACKAGES)
 
 
 def _check_scale(name: str, scale: int, expected: int) -> None:

@@ -105,15 +105,18 @@ def check_keys(keys: tuple[str, ...]) -> tuple[str, ...]:
 
 def missing_files(metric: Metric) -> list[str]:
     """Names of the weight files of a metric that are not on this machine."""
-    if not metric.files:
-        return []
+    return [name for name in metric.files if weight_file(name) is None]
+
+
+def weight_file(name: str) -> Path | None:
+    """Where a weight file of :attr:`Metric.files` lies; None: not on this machine."""
+    if name.startswith(HUGGING_FACE):
+        from huggingface_hub import try_to_load_from_cache
+
+        owner, repository, file = name.removeprefix(HUGGING_FACE).split("/", 2)
+        found = try_to_load_from_cache(f"{owner}/{repository}", file)
+        return Path(found) if isinstance(found, str) else None
     import torch
-    from huggingface_hub import try_to_load_from_cache
 
-    def is_there(name: str) -> bool:
-        if name.startswith(HUGGING_FACE):
-            owner, repository, file = name.removeprefix(HUGGING_FACE).split("/", 2)
-            return isinstance(try_to_load_from_cache(f"{owner}/{repository}", file), str)
-        return (Path(torch.hub.get_dir()) / name).is_file()
-
-    return [name for name in metric.files if not is_there(name)]
+    path = Path(torch.hub.get_dir()) / name
+    return path if path.is_file() else None

@@ -17,7 +17,7 @@ from rich.progress import (
 )
 
 LINES = 10
-"""About so many lines are written where there is no terminal."""
+"""At most about so many lines are written where there is no terminal, and one a second."""
 
 
 class Bar:
@@ -33,16 +33,16 @@ class Bar:
     def __init__(self, title: str, total: int, console: Console, done: int = 0) -> None:
         self._console = console
         self._title, self._total, self._done, self._last = title, total, done, done
-        self._start = time.monotonic()
+        self._start = self._shown = time.monotonic()
         self._first = done
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TextColumn("ETA"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[what]}", style="dim"),
+            TextColumn("{task.fields[what]}", style="dim", markup=False),
         )
         self._bar = Progress(
             *columns,
@@ -66,8 +66,9 @@ class Bar:
         """One more is done, and what it was."""
         self._done += 1
         self._bar.update(self._task, advance=1, what=what)
-        step = max(1, self._total // LINES)
-        if not self._console.is_terminal and (self._done - self._last >= step or self._done == self._total):
-            self._last = self._done
-            left = (time.monotonic() - self._start) / (self._done - self._first) * (self._total - self._done)
-            self._console.print(f"{self._title} {self._done}/{self._total}, {left:.0f} s left", highlight=False)
+        now, step = time.monotonic(), max(1, self._total // LINES)
+        due = self._done - self._last >= step and now - self._shown >= 1
+        if not self._console.is_terminal and (due or self._done == self._total):
+            self._last, self._shown = self._done, now
+            left = (now - self._start) / (self._done - self._first) * (self._total - self._done)
+            self._console.out(f"{self._title} {self._done}/{self._total}, {left:.0f} s left", highlight=False)

@@ -23,7 +23,8 @@ class Protocol(BaseModel):
         metrics: keys of :data:`sr_bench.quality.metrics.METRICS`, in the order of the published table.
         color: what PSNR, SSIM and MS-SSIM are computed on: Y of YCbCr (BT.601, studio swing) or RGB. PSNR does not
             round Y; the SSIMs round it to whole levels first, as pyiqa and MATLAB do.
-        crop_border: pixels cut from each side of both pictures before any metric; 0 in both papers.
+        crop_border: pixels cut from each side of both pictures before any metric but LR-RMSE, which is that of whole
+            pictures; 0 in both papers.
         codec: of the pictures that are measured.
         gt_size: (width, height) that every ground truth must have; None: any.
         scale: of the ground truth to the LR picture.

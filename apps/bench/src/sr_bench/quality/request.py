@@ -12,6 +12,9 @@ from sr_bench.quality.metrics import METRICS, WEIGHT_FREE, check_keys
 from sr_bench.quality.protocols import Protocol
 from sr_bench.quality.settings import Settings
 
+LONGEST_LABEL = 100
+"""Bytes; a label is the name of a folder too, which file systems limit."""
+
 
 @dataclass(frozen=True)
 class Pred:
@@ -40,6 +43,7 @@ class Request:
         download: let pyiqa fetch weights.
         jobs: processes that measure.
         command: for the record.
+        reference: label of the method that the others are compared with; None: the first, folders before models.
     """
 
     protocol: Protocol
@@ -56,13 +60,20 @@ class Request:
     download: bool = False
     jobs: int = 1
     command: str = "sr-bench quality"
+    reference: str | None = None
 
 
 def read_pred(text: str) -> Pred:
-    """Read ``[LABEL=]DIR``; without a label it is the name of the folder."""
+    """Read ``[LABEL=]DIR``; without a label it is the name of the folder.
+
+    Raises:
+        ValueError: nothing on one side of "=".
+    """
     label, equals, folder = text.partition("=")
-    if not equals or Path(text).exists():
+    if not equals or os.path.exists(text):  # noqa: PTH110 - Path.exists raises where the text is too long for a path
         return Pred(Path(text).resolve().name, Path(text))
+    if not label or not folder:
+        raise ValueError(f"expected --pred DIR or LABEL=DIR, got {text!r}; give a label and a folder")
     return Pred(label, Path(folder))
 
 
@@ -106,7 +117,7 @@ def choose_metrics(request: Request) -> tuple[str, ...]:
 
 
 def check_labels(request: Request) -> None:
-    """Refuse labels that are not unique, and methods without the pictures that they need.
+    """Refuse labels that are not unique or too long, and methods without the pictures that they need.
 
     Raises:
         ValueError: says what to give.
@@ -117,6 +128,13 @@ def check_labels(request: Request) -> None:
     folders = [methods.folder_name(label) for label in labels]
     if same := sorted({label for label, name in zip(labels, folders, strict=True) if folders.count(name) > 1}):
         raise ValueError(f"expected a label for each method, got {', '.join(same)} twice; give LABEL=NAME")
+    if long := [label for label, name in zip(labels, folders, strict=True) if len(name.encode()) > LONGEST_LABEL]:
+        raise ValueError(
+            f"expected labels of at most {LONGEST_LABEL} letters, got {long[0][:20]}... of {len(long[0])}; "
+            "give a shorter LABEL=NAME"
+        )
+    if request.reference is not None and request.reference not in labels:
+        raise ValueError(f"expected --reference of {', '.join(labels)}, got {request.reference}; give one of them")
     if request.models and request.lr is None:
         raise ValueError("expected LR pictures for --model, got none; give --data DIR or --lr DIR")
     if request.gt is None and any(asked.name == methods.AUTOENCODER for asked in request.models):

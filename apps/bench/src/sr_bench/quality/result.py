@@ -52,6 +52,7 @@ class QualityResult(BaseModel):
         lr: folder of the LR pictures, relative to the folder of ``result.json``; None: not given.
         gt: folder of the ground truth, likewise.
         methods: by label.
+        reference: label of the method that the others are compared with; None: the first.
         provenance: see there.
     """
 
@@ -63,7 +64,14 @@ class QualityResult(BaseModel):
     lr: str | None = None
     gt: str | None = None
     methods: Mapping[str, MethodResult] = Field(min_length=1)
+    reference: str | None = None
     provenance: Provenance
+
+    @model_validator(mode="after")
+    def _reference_is_a_method(self) -> Self:
+        if self.reference is not None and self.reference not in self.methods:
+            raise ValueError(f"expected a reference of {', '.join(self.methods)}, got {self.reference}; measure again")
+        return self
 
     @model_validator(mode="after")
     def _every_image_has_a_value(self) -> Self:
@@ -85,9 +93,11 @@ def read_result(path: Path) -> QualityResult:
     """
     file = path / RESULT if path.is_dir() else path
     if not file.is_file():
-        raise FileNotFoundError(f"expected a {RESULT} of sr-bench quality or its folder, got {path}")
+        raise FileNotFoundError(f"expected a {RESULT} of sr-bench quality or its folder, got {path}; check the path")
     try:
         return QualityResult.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except (ValidationError, ValueError) as error:
         first = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
-        raise ValueError(f"expected a result of sr-bench quality in {file}, got another file: {first}") from error
+        raise ValueError(
+            f"expected a result of sr-bench quality in {file}, got another file: {first}; check the path"
+        ) from error

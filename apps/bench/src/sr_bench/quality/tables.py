@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sr_bench.quality.metrics import METRICS
 from sr_bench.quality.result import MethodResult, QualityResult
@@ -19,7 +20,7 @@ NOTHING = "-"
 
 @dataclass(frozen=True)
 class Comparison:
-    """A method against the first one by one metric; ``p`` is corrected for the number of metrics."""
+    """A method against the reference by one metric; ``p`` is corrected for the number of metrics."""
 
     label: str
     metric: str
@@ -52,10 +53,13 @@ def interval(method: MethodResult, key: str) -> Interval | None:
 
 
 def comparisons(result: QualityResult) -> list[Comparison]:
-    """Every method against the first by every metric that both have, on the same pictures."""
-    (_, first), *others = result.methods.items()
+    """Every other method against the reference by every metric that both have, on the same pictures."""
+    reference = _reference(result)
+    first = result.methods[reference]
     found = []
-    for label, method in others:
+    for label, method in result.methods.items():
+        if label == reference:
+            continue
         both = [key for key in keys(result) if key in first.values and key in method.values]
         pairs = [
             compare(first.values[key], method.values[key], higher_is_better=METRICS[key].higher_is_better)
@@ -67,19 +71,19 @@ def comparisons(result: QualityResult) -> list[Comparison]:
 
 
 def show(result: QualityResult, console: Console) -> None:
-    """Print means with intervals, the comparison with the first method, and what is not available."""
-    console.print(_protocol(result), highlight=False)
+    """Print means with intervals, the comparison with the reference, and what is not available."""
+    console.out(_protocol(result), highlight=False)
     for caption, head, rows in _tables(result):
-        console.print(caption, highlight=False)
-        table = Table(*head, box=None, pad_edge=False, header_style="bold")
-        for column, name in zip(table.columns, head, strict=True):
-            column.justify = "left" if name in ("metric", "method") else "right"
+        console.out(caption, highlight=False)
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in head:
+            table.add_column(Text(name), justify="left" if name in ("metric", "method") else "right")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))  # labels are no markup
         console.print(table)
         console.print()
-    for line in _missing(result):
-        console.print(line, highlight=False, soft_wrap=True)
+    for line in missing(result):
+        console.out(line, highlight=False)
 
 
 def markdown(result: QualityResult) -> str:
@@ -94,8 +98,8 @@ def markdown(result: QualityResult) -> str:
         f"{_protocol(result)}\n",
         *(f"{caption}\n\n{_lines(head, rows)}" for caption, head, rows in _tables(result)),
     ]
-    if missing := _missing(result):
-        parts.append("".join(f"- {line}\n" for line in missing))
+    if lines := missing(result):
+        parts.append("".join(f"- {line}\n" for line in lines))
     return "\n".join(parts)
 
 
@@ -118,7 +122,7 @@ def _protocol(result: QualityResult) -> str:
 
 
 def _tables(result: QualityResult) -> Iterator[tuple[str, list[str], list[list[str]]]]:
-    """Captions, heads and rows: means with intervals, and with two methods the comparison with the first."""
+    """Captions, heads and rows: means with intervals, and with two methods the comparison with the reference."""
     found = [key for key in keys(result) if any(interval(method, key) for method in result.methods.values())]
     rows = [
         [title(result, key), *(_spread(interval(method, key)) for method in result.methods.values())] for key in found
@@ -127,8 +131,10 @@ def _tables(result: QualityResult) -> Iterator[tuple[str, list[str], list[list[s
         rows.append(["s/image", *(_seconds(method) for method in result.methods.values())])
     yield "Mean and its bootstrap 95 % interval.", ["metric", *result.methods], rows
     if len(result.methods) > 1:
-        first = next(iter(result.methods))
-        caption = f"Against {first}, on the same images: Wilcoxon signed-rank test, p corrected by Holm's method."
+        caption = (
+            f"Against {_reference(result)} (--reference), on the same images: Wilcoxon signed-rank test, "
+            "p corrected by Holm's method."
+        )
         head = ["metric", "method", "difference", "better on", "p"]
         yield caption, head, [_comparison(result, row) for row in comparisons(result)]
 
@@ -143,7 +149,11 @@ def _comparison(result: QualityResult, row: Comparison) -> list[str]:
     ]
 
 
-def _missing(result: QualityResult) -> list[str]:
+def _reference(result: QualityResult) -> str:
+    return next(iter(result.methods)) if result.reference is None else result.reference
+
+
+def missing(result: QualityResult) -> list[str]:
     """One line for each reason; with the methods it belongs to, where others have values."""
     reasons: dict[tuple[str, str], list[str]] = {}
     for label, method in result.methods.items():
@@ -177,6 +187,5 @@ def _seconds(method: MethodResult) -> str:
 
 
 def _lines(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "| --- |" + " ---: |" * (len(head) - 1)]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
+    titles, *lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
+    return "\n".join([titles, "| --- |" + " ---: |" * (len(head) - 1), *lines]) + "\n"

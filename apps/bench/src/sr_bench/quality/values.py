@@ -7,10 +7,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sr_bench.quality.kept import Records
+from sr_bench.quality.kept import Record, Records
 from sr_bench.quality.measuring import Key, Task, work_all
 from sr_bench.quality.metrics import METRICS
 from sr_bench.quality.progress import Bar
+
+
+class Value(Record):
+    """A value and its :data:`sr_bench.quality.measuring.Key`."""
+
+    picture: str
+    reference: str
+    how: str
+    value: float
 
 
 class Values:
@@ -21,9 +30,9 @@ class Values:
     """
 
     def __init__(self, path: Path | None) -> None:
-        self._records = Records(path)
+        self._records = Records(path, Value)
         self._known: dict[Key, float | str] = {
-            (record["picture"], record["reference"], record["how"]): record["value"] for record in self._records
+            (record.picture, record.reference, record.how): record.value for record in self._records
         }
 
     def __getitem__(self, key: Key) -> float | str:
@@ -52,4 +61,4 @@ class Values:
         self._known[key] = value
         if not isinstance(value, str):  # what failed is tried again next time
             picture, reference, how = key
-            self._records.append({"picture": picture, "reference": reference, "how": how, "value": value})
+            self._records.append(Value(picture=picture, reference=reference, how=how, value=value))

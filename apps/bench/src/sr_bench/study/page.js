@@ -4,7 +4,7 @@ const pictures = by("pictures");
 const ZOOM = 3;
 let state = null;
 let shownAt = 0;
-let locked = true; // until all pictures of a question are on the screen
+let locked = false; // from a request until all pictures of its reply are on the screen
 let touch = false;
 let aspect = 1;
 
@@ -17,15 +17,18 @@ async function ask(path, body) {
   return reply.json();
 }
 
+// One at a time: what is on the screen belongs to the newest reply.
 async function turn(path, body) {
+  if (locked) return;
   locked = true;
   pictures.classList.add("waiting");
   try {
     state = await ask(path, body);
     by("problem").hidden = true;
     await show();
+    locked = false;
   } catch (error) {
-    by("problem").textContent = "The server did not answer. Your earlier answers are stored; reload the page to go on.";
+    by("problem").textContent = "That did not work. Your earlier answers are stored; reload the page to go on.";
     by("problem").hidden = false;
   }
 }
@@ -33,11 +36,10 @@ async function turn(path, body) {
 async function show() {
   const part = state === null ? "start" : state.question === null ? "end" : "ask";
   for (const id of ["start", "ask", "end"]) by(id).hidden = id !== part;
-  for (const button of document.querySelectorAll(".undo")) button.disabled = !state || state.position === 0;
+  for (const button of document.querySelectorAll(".undo")) button.disabled = !state || !state.undo;
   if (part === "end") document.querySelector("#end h1").focus();
   if (part === "start") by("begin").focus();
   if (part === "ask") await showQuestion();
-  locked = part === "ask" ? locked : false;
 }
 
 async function showQuestion() {
@@ -55,8 +57,7 @@ async function showQuestion() {
   fit();
   pictures.classList.remove("waiting");
   shownAt = performance.now();
-  locked = false;
-  for (const address of state.next) new Image().src = address;
+  for (const token of state.next) new Image().src = `picture/${token}`;
 }
 
 function figure(one, candidate) {
@@ -64,7 +65,7 @@ function figure(one, candidate) {
   const frame = document.createElement("div");
   const image = document.createElement("img");
   frame.className = "frame";
-  image.src = one.address;
+  image.src = `picture/${one.token}`;
   image.alt = candidate ? `Candidate ${one.name}` : one.name;
   image.draggable = false;
   frame.append(image);
@@ -74,7 +75,7 @@ function figure(one, candidate) {
     button.type = "button";
     button.textContent = one.name;
     button.setAttribute("aria-label", `Choose ${one.name}`);
-    button.onclick = () => answer(one.name);
+    button.onclick = () => answer(one.token);
     box.className = "candidate";
     box.append(button);
   } else {
@@ -86,7 +87,7 @@ function figure(one, candidate) {
   frame.onpointermove = (event) => { if (event.pointerType !== "touch") zoomAt(frame, event); };
   frame.onpointerleave = (event) => { if (event.pointerType !== "touch") zoom(1); };
   frame.onclick = (event) => {
-    if (!touch) return candidate && answer(one.name);
+    if (!touch) return candidate && answer(one.token);
     return zoomed() ? zoom(1) : zoomAt(frame, event);
   };
   return box;
@@ -134,14 +135,13 @@ function fit() {
   pictures.style.setProperty("--height", `${Math.round(side / aspect)}px`);
 }
 
-function answer(choice) {
-  if (locked || !state || !state.question) return;
-  turn("answer", { position: state.position, choice, seconds: (performance.now() - shownAt) / 1000 });
+// token: of the chosen picture; of the question: cannot decide
+function answer(token) {
+  turn("answer", { position: state.position, token, seconds: (performance.now() - shownAt) / 1000 });
 }
 
 function undo() {
-  if (locked || !state || state.position === 0) return;
-  turn("undo", { position: state.position - 1 });
+  if (state && state.undo) turn("undo", { position: state.position - 1, token: state.undo });
 }
 
 document.addEventListener("keydown", (event) => {
@@ -150,12 +150,13 @@ document.addEventListener("keydown", (event) => {
   if (key === "U" || key === "BACKSPACE") return undo();
   if (locked || !state || !state.question) return;
   const arrows = { ARROWLEFT: [-10, 0], ARROWRIGHT: [10, 0], ARROWUP: [0, -10], ARROWDOWN: [0, 10] };
-  if (key === "0") answer(null);
-  else if (state.question.candidates.some((one) => one.name === key)) answer(key);
+  const chosen = state.question.candidates.find((one) => one.name === key);
+  if (key === "0") answer(state.question.token);
+  else if (chosen) answer(chosen.token);
   else if (key === "Z") zoom(zoomed() ? 1 : ZOOM);
   else if (arrows[key] && zoomed()) { event.preventDefault(); moveZoom(...arrows[key]); }
 });
-by("none").onclick = () => answer(null);
+by("none").onclick = () => answer(state.question.token);
 for (const button of document.querySelectorAll(".undo")) button.onclick = undo;
 by("begin").onclick = () => turn("start", {});
 addEventListener("resize", fit);

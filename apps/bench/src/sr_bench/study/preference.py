@@ -118,7 +118,10 @@ def luce_strengths(votes: Counts, sets: NDArray[np.bool_], prior: float = PRIOR)
 
 
 def strengths(votes: Counts, sets: NDArray[np.bool_], draws: Counts) -> list[Estimate]:
-    """Strength of every method, with the interval of the bootstrap over people; one person gives no interval.
+    """Strength of every method, with the interval of the bootstrap over people.
+
+    There is no interval with one person; where an edge would lie among resamples in which the method never (or always)
+    wins, as the prior alone makes those finite; and where all resamples agree.
 
     Args:
         votes: (people, sets, methods) see :func:`luce_strengths`.
@@ -131,7 +134,12 @@ def strengths(votes: Counts, sets: NDArray[np.bool_], draws: Counts) -> list[Est
         return [Estimate(value=float(value), low=None, high=None) for value in theta]
     resampled = (draws @ votes.reshape(people, -1)).reshape(-1, *shape)
     low, high = np.quantile([luce_strengths(one, sets) for one in resampled], _EDGES, axis=0)
-    return [Estimate(value=float(v), low=float(a), high=float(b)) for v, a, b in zip(theta, low, high, strict=True)]
+    won, of = resampled.sum(axis=1), resampled.sum(axis=2) @ sets
+    known = (((won == 0) | (won == of)).mean(axis=0) < _EDGES[0]) & (high - low > 1e-6)
+    return [
+        Estimate(value=float(v), low=float(a) if sure else None, high=float(b) if sure else None)
+        for v, a, b, sure in zip(theta, low, high, known, strict=True)
+    ]
 
 
 def _is_finite(votes: Counts, sets: NDArray[np.bool_]) -> bool:

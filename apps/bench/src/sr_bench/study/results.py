@@ -207,6 +207,22 @@ def facts(result: StudyResult) -> list[str]:
         "Strength: Luce's choice model (Bradley-Terry for two methods), half a vote added for every method, mean 0; "
         "a difference of d is odds of exp(d)."
     )
+    return lines + _without_interval(result)
+
+
+def _without_interval(result: StudyResult) -> list[str]:
+    """Which strengths are not what the votes alone say, or cannot be given an interval."""
+    found = {name: one for name, one in result.methods.items() if one.strength.value is not None}
+    never = [name for name, one in found.items() if one.votes.won == 0]
+    always = [name for name, one in found.items() if one.votes.won == one.votes.of > 0]
+    unsure = [name for name, one in found.items() if one.strength.low is None and name not in (*never, *always)]
+    lines = [
+        f"{when} chosen: {', '.join(names)} (the strength comes from the half vote alone, so it has no interval)."
+        for when, names in (("Never", never), ("Always", always))
+        if names
+    ]
+    if unsure and result.people > 1:
+        lines.append(f"Too few or too equal votes for an interval of the strength of {', '.join(unsure)}.")
     return lines
 
 

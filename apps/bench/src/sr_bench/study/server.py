@@ -1,7 +1,8 @@
 """The page of a study and what it asks the server for.
 
-Nothing that leaves here names a method or a picture: candidates are letters, and the address of a picture is derived
-from the person's id, the position of the question and the letter alone.
+Nothing that leaves here names a method or a picture: candidates are letters, and the token of a picture is derived
+from the person's id, the position of the question and the letter alone. An answer names the token of what was on the
+page, so that it cannot count for another person or picture.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import hashlib
 import hmac
 import io
 import secrets
+import signal
 import socket
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.exceptions import RequestValidationError
 from jinja2 import Environment, PackageLoader
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
@@ -29,30 +32,40 @@ from sr_data.images import read_image
 
 YEAR = 365 * 24 * 3600
 REFERENCE_TITLES = {"lr": "Low resolution input", "gt": "Original"}
+QUESTION = "question"  # beside "lr", "gt" and the letters: what has a token
+Token = Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 
-class GivenAnswer(BaseModel):
-    """An answer, as the page sends it.
+class Start(BaseModel):
+    """Nothing, but as JSON: a form of another site cannot send that, and so cannot replace the cookie."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Asked(BaseModel):
+    """Which question the page means; alone: take its answer back.
 
     Args:
-        position: of the question that was on the page.
-        choice: letter; None: cannot decide.
-        seconds: since its pictures were on the screen.
+        position: of the question, far below the largest number of SQLite.
+        token: of the question.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    position: int = Field(ge=0)
-    choice: str | None = Field(pattern="^[A-F]$")
+    position: int = Field(ge=0, le=1_000_000)
+    token: Token
+
+
+class GivenAnswer(Asked):
+    """An answer, as the page sends it.
+
+    Args:
+        position: of the question that was on the page.
+        token: of the chosen picture; of the question: cannot decide.
+        seconds: since its pictures were on the screen.
+    """
+
     seconds: float = Field(ge=0, le=1e6)
-
-
-class Position(BaseModel):
-    """Which answer to take back."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    position: int = Field(ge=0)
 
 
 def create_app(material: Material, file: StudyFile) -> FastAPI:
@@ -80,12 +93,17 @@ def create_app(material: Material, file: StudyFile) -> FastAPI:
         questions = questions_of(study, person.number)
         position = file.answered(person)
         found: dict[str, Any] = {"position": position, "total": len(questions), "question": None, "next": []}
+        found["undo"] = _token(person, position - 1, QUESTION) if position else None
         if position < len(questions):
-            found["question"] = _addresses(person, position, questions[position], study.references)
+            found["question"] = _shown(person, position, questions[position], study.references)
         if position + 1 < len(questions):
-            following = _addresses(person, position + 1, questions[position + 1], study.references)
-            found["next"] = [one["address"] for one in (*following["references"], *following["candidates"])]
+            following = _shown(person, position + 1, questions[position + 1], study.references)
+            found["next"] = [one["token"] for one in (*following["references"], *following["candidates"])]
         return found
+
+    @app.exception_handler(RequestValidationError)
+    def refuse(request: Request, error: RequestValidationError) -> Response:
+        return Response(status_code=422)  # the usual reply repeats the input, and JSON cannot hold all of it
 
     @app.get("/")
     def page() -> Response:
@@ -104,7 +122,7 @@ def create_app(material: Material, file: StudyFile) -> FastAPI:
         return state(person) if person is not None else None
 
     @app.post("/start")
-    def start(request: Request, response: Response) -> dict[str, Any]:
+    def start(_: Start, request: Request, response: Response) -> dict[str, Any]:
         one = file.person(request.cookies.get(cookie, "")) or file.new_person()
         response.set_cookie(cookie, one.id, max_age=YEAR, httponly=True, samesite="strict")
         return state(one)
@@ -113,17 +131,17 @@ def create_app(material: Material, file: StudyFile) -> FastAPI:
     def answer(given: GivenAnswer, request: Request) -> dict[str, Any]:
         one = known(request)
         questions = questions_of(study, one.number)
-        if given.position < len(questions):
-            question = questions[given.position]
-            if given.choice is not None and given.choice not in question.letters:
-                raise HTTPException(422, f"expected one of {question.letters}")
-            method = None if given.choice is None else question.shown[question.letters.index(given.choice)]
-            file.add(one, given.position, question, method, given.seconds)
+        choices = _choices(one, given.position, questions[given.position]) if given.position < len(questions) else {}
+        if given.token not in choices:
+            raise HTTPException(409, "not shown to this person")
+        file.add(one, given.position, questions[given.position], choices[given.token], given.seconds)
         return state(one)
 
     @app.post("/undo")
-    def undo(given: Position, request: Request) -> dict[str, Any]:
+    def undo(given: Asked, request: Request) -> dict[str, Any]:
         one = known(request)
+        if given.token != _token(one, given.position, QUESTION):
+            raise HTTPException(409, "not shown to this person")
         file.undo(one, given.position)
         return state(one)
 
@@ -144,10 +162,14 @@ def create_app(material: Material, file: StudyFile) -> FastAPI:
 
 
 def serve(material: Material, file: StudyFile, listening: socket.socket) -> None:
-    """Serve the study until Ctrl-C."""
-    config = uvicorn.Config(create_app(material, file), log_level="warning", server_header=False)
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how a study ends; the answers are on disk
-        uvicorn.Server(config).run(sockets=[listening])
+    """Serve the study until Ctrl-C or SIGTERM."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # the server raises again what ended it
+    try:
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how a study ends; the answers are on disk
+            config = uvicorn.Config(create_app(material, file), log_level="warning", server_header=False)
+            uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -164,14 +186,21 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def _addresses(person: Person, position: int, question: Question, references: tuple[Any, ...]) -> dict[str, Any]:
+def _shown(person: Person, position: int, question: Question, references: tuple[Any, ...]) -> dict[str, Any]:
     def entry(place: str, title: str) -> dict[str, str]:
-        return {"name": title, "address": f"picture/{_token(person, position, place)}"}
+        return {"name": title, "token": _token(person, position, place)}
 
     return {
+        "token": _token(person, position, QUESTION),
         "references": [entry(name, REFERENCE_TITLES[name]) for name in references],
         "candidates": [entry(letter, letter) for letter in question.letters],
     }
+
+
+def _choices(person: Person, position: int, question: Question) -> dict[str, str | None]:
+    """Token -> method; of the question itself: None, cannot decide."""
+    methods = dict(zip(question.letters, question.shown, strict=True))
+    return {_token(person, position, place): method for place, method in ({QUESTION: None} | methods).items()}
 
 
 def _token(person: Person, position: int, place: str) -> str:
