@@ -224,7 +224,8 @@ def test_peak_is_the_greatest_since_the_reset_not_before() -> None:
     before = np.ones(2**25)  # 256 MiB
     del before
     loaded = measuring._reset_peak(CPU)
-    assert loaded is not None, "clear_refs cannot be written here"
+    if loaded is None:
+        pytest.skip("the system does not let a process reset its peak (no /proc/self/clear_refs)")
     during = np.ones(2**23)  # 64 MiB
     del during
     peak = measuring._peak(CPU)
