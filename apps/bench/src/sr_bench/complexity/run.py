@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +18,7 @@ from sr_bench.complexity.measure import META, Measured, Task, complete, measure
 from sr_bench.complexity.pages import show, write
 from sr_bench.complexity.result import Ceiling, Complexity, Published
 from sr_bench.complexity.subjects import T2I
+from sr_bench.pool import processes
 from sr_bench.record import Provenance, provenance
 from sr_models.compute import Compute, candidates, choose_device, parse_dtype
 
@@ -184,16 +183,19 @@ def in_own_process(task: Task) -> Measured:
 
     Ctrl-C ends it at once, without a traceback of its own.
     """
-    context = multiprocessing.get_context("spawn")
-    quietly = (signal.SIGINT, signal.SIG_DFL)
-    with ProcessPoolExecutor(1, mp_context=context, initializer=signal.signal, initargs=quietly) as pool:
-        return pool.submit(measure, task).result()
+    with processes(1) as pool:
+        return pool.submit(_quietly, measure, task).result()
+
+
+def _quietly(work: Callable[[Task], Measured], task: Task) -> Measured:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    return work(task)
 
 
 def _each(tasks: Sequence[Task], worker: Callable[[Task], Measured], console: Console) -> Iterator[Measured]:
     """Measure row by row, and show how far it is."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
